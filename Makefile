@@ -1,0 +1,43 @@
+# The daily commands. Each sets up what it needs first; ARGS is passed on:
+#   make up ARGS="--port 6000"     make test ARGS="-k attachments"
+
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help up test check format bench docs clean
+
+help:            ## show this
+	@sed -n 's/^\([a-z]*\): *##* */\1\t/p' $(MAKEFILE_LIST)
+
+up:              ## run the database
+	@.ci/setup run
+	@exec $(BIN)/divandb up $(ARGS)
+
+test:            ## pass all tests
+	@.ci/setup dev js
+	$(BIN)/pytest $(ARGS)
+
+check:           ## lint, types, layers, fast tests
+	@.ci/setup dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q tests/unit $(wildcard tests/conformance) $(ARGS)
+
+format:          ## put the source into its form
+	@.ci/setup dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench:           ## measure
+	@.ci/setup dev
+	$(BIN)/python -m bench $(ARGS)
+
+docs:            ## check that the docs say what the code does
+	@.ci/setup dev
+	$(BIN)/pytest -q tests/test_docs.py $(ARGS)
+
+clean:           ## remove what the commands above made, but no data
+	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf tests/system/js/node_modules

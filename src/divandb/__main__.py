@@ -1,0 +1,5 @@
+"""`python -m divandb` is the `divandb` command."""
+
+from divandb.cli import main
+
+main()

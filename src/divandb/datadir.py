@@ -1,0 +1,191 @@
+"""The data folder, as the supervisor and the command line see it.
+
+    DATA/lock          held by a supervisor and its nodes for as long as one of them lives
+    DATA/admin         `USER:PASSWORD`, mode 0600, made on the first start
+    DATA/cluster.json  what runs now: a ``ClusterRecord``
+
+What the nodes themselves keep there belongs to ``divandb.store``.
+"""
+
+import base64
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from divandb.clock import Clock, Rng
+
+ADMIN_USER = "admin"
+PASSWORD_BYTES = 18
+LOCK_POLL_S = 0.05
+
+
+class DataDirError(Exception):
+    """The data folder cannot be used; the text is one line for the operator."""
+
+
+class NodeRecord(msgspec.Struct):
+    """One node of a running cluster."""
+
+    name: str
+    role: str
+    """`master`; replicas come with the cluster release."""
+    master: str | None
+    """The master that a replica follows."""
+    url: str
+    """The node's own URL, not the shared one."""
+    pid: int | None
+    """None while the node is down."""
+    restarts: int
+    """How often the supervisor has started it again."""
+    started_at: str | None
+    """When this process was started, RFC 3339 in UTC; None while it is down."""
+
+
+class ClusterRecord(msgspec.Struct):
+    """What a supervisor runs."""
+
+    url: str
+    """The shared URL, for clients."""
+    pid: int
+    """The supervisor's."""
+    nodes: list[NodeRecord]
+
+
+def make(data: Path) -> None:
+    """Make the folder if it is missing, readable by its owner only."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as problem:
+        raise DataDirError(f"cannot make the data folder {data}: {problem.strerror}") from None
+    if not os.access(data, os.R_OK | os.W_OK | os.X_OK):
+        raise DataDirError(f"the data folder {data} is not writable")
+
+
+@contextlib.contextmanager
+def locked(data: Path, clock: Clock, orphan_s_max: float) -> Iterator[None]:
+    """Hold the folder for this supervisor and the nodes that it forks.
+
+    The file carries two locks. A record lock (fcntl) belongs to this process alone: another living
+    supervisor is a ``DataDirError`` at once. A flock is inherited by forked nodes: those that a
+    killed supervisor left behind are just ending and are waited for, ``orphan_s_max`` seconds.
+    """
+    path = data / "lock"
+    try:
+        file = open(path, "a+b")  # noqa: SIM115 - closed by the "with" below
+    except OSError as problem:
+        raise DataDirError(f"cannot open {path}: {problem.strerror}") from None
+    with file:
+        if not _held(fcntl.lockf, file):
+            file.seek(0)
+            owner = file.read(32).decode("ascii", "replace")
+            raise DataDirError(f"the data folder {data} is in use by divandb, process {owner}")
+        _await_orphans(file, data, clock, orphan_s_max)
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+        file.flush()
+        yield
+
+
+def _await_orphans(file: BinaryIO, data: Path, clock: Clock, wait_s_max: float) -> None:
+    deadline = clock.monotonic() + wait_s_max
+    while not _held(fcntl.flock, file):
+        if clock.monotonic() > deadline:
+            raise DataDirError(f"a node of a killed supervisor is still running in {data}")
+        time.sleep(LOCK_POLL_S)
+
+
+def _held(lock: Callable[[BinaryIO, int], object], file: BinaryIO) -> bool:
+    try:
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process with this id exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is somebody else's
+    return True
+
+
+def make_admin(data: Path, rng: Rng) -> str:
+    """`USER:PASSWORD` of the folder's admin, made at random and kept if there is none yet."""
+    known = read_admin(data)
+    if known is not None:
+        return known
+    password = base64.urlsafe_b64encode(rng.token(PASSWORD_BYTES)).decode()
+    admin = f"{ADMIN_USER}:{password}"
+    _write_secret(data / "admin", f"{admin}\n")
+    return admin
+
+
+def read_admin(data: Path) -> str | None:
+    """`USER:PASSWORD` from the folder's `admin` file; None if there is no such file."""
+    path = data / "admin"
+    try:
+        admin = path.read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataDirError(f"cannot read {path}: {problem}") from None
+    if not is_admin(admin):
+        raise DataDirError(f"{path} does not hold USER:PASSWORD; remove it to get a new password")
+    return admin
+
+
+def is_admin(text: str) -> bool:
+    """Whether ``text`` is `USER:PASSWORD`, both present and without control characters."""
+    user, _, password = text.partition(":")
+    return bool(user and password) and text.isprintable()
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner may read; it is there whole, and durable, or not at all."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.unlink(missing_ok=True)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_cluster(data: Path, cluster: ClusterRecord) -> None:
+    """Put ``cluster`` in the place of what `cluster.json` said; readers see the old or the new."""
+    unfinished = data / "cluster.json.tmp"
+    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(cluster), indent=2) + b"\n")
+    unfinished.rename(data / "cluster.json")
+
+
+def read_cluster(data: Path) -> ClusterRecord | None:
+    """What runs in this folder, as last written; None when nothing does or its owner was killed."""
+    path = data / "cluster.json"
+    try:
+        cluster = msgspec.json.decode(path.read_bytes(), type=ClusterRecord)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, msgspec.DecodeError) as problem:
+        raise DataDirError(f"cannot read {path}: {problem}") from None
+    return cluster if is_alive(cluster.pid) else None
+
+
+def remove_cluster(data: Path) -> None:
+    """Say that nothing runs here."""
+    (data / "cluster.json").unlink(missing_ok=True)

@@ -1,0 +1,409 @@
+"""Writes in: the node that takes a request fixes everything a master would choose (Rule 5).
+
+Document ids, the parent of each write and with it the new revision, salts, stamps, generations:
+chosen here,
+before the command is first handed to a master, so that carrying it out twice, or late, does what
+once would
+have done.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import orjson
+
+from divandb import attachments, document
+from divandb.attachments import Offload, Received, Upload
+from divandb.auth import passwords, policy, users
+from divandb.auth.policy import UserContext
+from divandb.catalog import Catalog, Known
+from divandb.clock import HybridClock, Rng
+from divandb.commands import (
+    Command,
+    CreateDatabase,
+    DropDatabase,
+    Edit,
+    Graft,
+    Purge,
+    SetRegister,
+    WriteDocuments,
+)
+from divandb.config import Limits
+from divandb.document import Sent
+from divandb.errors import (
+    BadRequest,
+    Conflict,
+    DivanError,
+    FileExists,
+    IllegalDatabaseName,
+    NotFound,
+    TooLarge,
+)
+from divandb.master import REVS_LIMIT, WriteResult
+from divandb.replica import Replica
+from divandb.revtree import Attachment, parse_rev
+from divandb.store import registers
+from divandb.store.writer import Job
+
+SYSTEM_NAMES = frozenset({"_users", "_replicator", "_global_changes"})
+NAME_CHARS_MAX = 238
+FIX_TRIES_MAX = 3
+YIELD_EVERY = 256
+_NAME = re.compile(r"[a-z][a-z0-9_$()+/-]*")
+# Revisions stand in headers, so nothing that could end one comes in with them.
+_REV_HASHES = re.compile(r"[!#-~]+(?:\n[!#-~]+)*")
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A document that was sent, under the id it will have, with what followed it in multipart."""
+
+    id: str
+    sent: Sent
+    received: Mapping[str, Received] = {}
+    kept: tuple[Attachment, ...] = ()
+    """Attachments of another document that a copy takes over."""
+
+
+def check_name(name: str) -> str:
+    """``name`` if a database may have it; raises ``IllegalDatabaseName`` in CouchDB's words."""
+    if len(name) > NAME_CHARS_MAX:
+        raise IllegalDatabaseName(
+            f"Database name exceeds {NAME_CHARS_MAX} characters.", error="database_name_too_long"
+        )
+    if name not in SYSTEM_NAMES and not _NAME.fullmatch(name):
+        raise IllegalDatabaseName(
+            f"Name: '{name}'. Only lowercase characters (a-z), digits (0-9), and any of the "
+            "characters _, $, (, ), +, -, and / are allowed. Must begin with a letter."
+        )
+    return name
+
+
+class Entry:
+    """Fixes writes and hands them to a master."""
+
+    def __init__(
+        self,
+        submit: Callable[[Job], None],
+        catalog: Catalog,
+        replica: Replica,
+        hlc: HybridClock,
+        rng: Rng,
+        limits: Limits,
+        offload: Offload,
+        password_settings: Callable[[], passwords.Settings],
+    ) -> None:
+        self._submit = submit
+        self._catalog = catalog
+        self._replica = replica
+        self._hlc = hlc
+        self._rng = rng
+        self._limits = limits
+        self._offload = offload
+        self._passwords = password_settings
+        self._running: set[asyncio.Future[None]] = set()
+
+    async def execute(self, command: Command | Callable[..., Any], size_bytes: int) -> Any:
+        """Hand a command to the master; its result once it is durable, or its refusal raised."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._submit(Job(command, size_bytes, lambda result: _settle(answer, result)))
+        return await answer
+
+    # Databases
+
+    async def create_database(
+        self, name: str, options: Mapping[str, object], security: bytes | None = None
+    ) -> None:
+        """Make a database; raises ``FileExists`` if there is one."""
+        check_name(name)
+        if self._catalog.find(name) is not None:
+            raise FileExists("The database could not be created, the file already exists.")
+        generation = self._catalog.generation(name) + 1
+        packed = orjson.dumps(options).decode()
+        await self.execute(CreateDatabase(name, generation, packed, security), 0)
+
+    async def drop_database(self, name: str) -> None:
+        """Drop the generation of the database that is known now."""
+        known = self._catalog.get(check_name(name))
+        await self.execute(DropDatabase(name, known.generation), 0)
+
+    # Documents
+
+    def new_id(self) -> str:
+        """An id for a document that was sent without one."""
+        return self._rng.token(16).hex()
+
+    def upload(self, content_type: str, *, packed: bool = False) -> Upload:
+        """A receiver for one streamed attachment."""
+        return Upload(self.execute, self._offload, self._limits, content_type, packed=packed)
+
+    async def write(
+        self,
+        known: Known,
+        ctx: UserContext,
+        documents: Sequence[Prepared],
+        *,
+        new_edits: bool = True,
+    ) -> list[WriteResult]:
+        """Write documents; for each its revision, or why it was refused."""
+        results: list[WriteResult] = [Conflict()] * len(documents)
+        places = list(range(len(documents)))
+        for attempt in range(FIX_TRIES_MAX):
+            writes, fixed = [], []
+            for count, place in enumerate(places, 1):
+                if count % YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
+                write = await self._fixed(
+                    known, ctx, documents[place], new_edits, again=attempt > 0
+                )
+                if isinstance(write, DivanError):
+                    results[place] = write
+                else:
+                    writes.append(write)
+                    fixed.append(place)
+            if not writes:
+                break
+            command = WriteDocuments(known.name, known.generation, writes)
+            for place, result in zip(
+                fixed, await self.execute(command, _size(writes)), strict=True
+            ):
+                results[place] = result
+            places = [
+                place
+                for place, write in zip(fixed, writes, strict=True)
+                if isinstance(results[place], Conflict)
+                and self._may_choose_again(known, documents[place], write)
+            ]
+        return results
+
+    def _may_choose_again(self, known: Known, prepared: Prepared, write: Edit | Graft) -> bool:
+        """Was the parent our own choice, and would we choose another now?"""
+        if prepared.sent.rev is not None or isinstance(write, Graft):
+            return False
+        winner = self._replica.winner(known, prepared.id)
+        return winner is None or bool(winner[1] & 1 and winner[0] != write.parent)
+
+    async def _fixed(
+        self,
+        known: Known,
+        ctx: UserContext,
+        prepared: Prepared,
+        new_edits: bool,
+        *,
+        again: bool,
+    ) -> Edit | Graft | DivanError:
+        try:
+            if prepared.id[0] == "_":
+                policy.check_admin(known.security, ctx)
+            if known.name == users.USERS_DB and prepared.id[0] != "_":
+                prepared = await self._fixed_user(known, ctx, prepared)
+            return (
+                self.edit_of(known, prepared, again=again)
+                if new_edits
+                else self._graft(known, prepared)
+            )
+        except DivanError as refusal:
+            return refusal
+
+    def begin_edit(
+        self, known: Known, prepared: Prepared, edit: Edit, done: Callable[[Any], None]
+    ) -> bool:
+        """Hand one ordinary edit to the master without waiting: ``done`` gets the revision or the
+        error.
+
+        Only for documents that need no rules of their own; raises ``Busy``.
+        """
+
+        def answered(result: Any) -> None:
+            if isinstance(result, list):
+                result = result[0]
+            if isinstance(result, Conflict) and self._may_choose_again(known, prepared, edit):
+                again = asyncio.ensure_future(self._again(known, prepared, done))
+                self._running.add(again)
+                again.add_done_callback(self._running.discard)
+            else:
+                done(result)
+
+        command = WriteDocuments(known.name, known.generation, [edit])
+        self._submit(Job(command, len(edit.body), answered))
+        return True
+
+    async def _again(self, known: Known, prepared: Prepared, done: Callable[[Any], None]) -> None:
+        try:
+            done((await self.write(known, policy.ANONYMOUS, [prepared]))[0])
+        except Exception as fault:
+            done(fault)
+
+    def edit_of(self, known: Known, prepared: Prepared, *, again: bool = False) -> Edit:
+        """What a master is asked to do for an edit: its parent chosen, its revision known.
+
+        A write without a revision is taken for a new document's; only ``again``, when a master has
+        refused that, is a deleted leaf looked for which it may extend.
+        """
+        sent = prepared.sent
+        parent = sent.rev
+        if parent is None and again:
+            winner = self._replica.winner(known, prepared.id)
+            parent = winner[0] if winner is not None and winner[1] & 1 else None
+        pos = parse_rev(parent)[0] + 1 if parent else 1
+        held, blobs = self._attachments(known, prepared, parent, pos, keep_revpos=False)
+        members = self._members(prepared)
+        digest = document.content_digest(members, sent.deleted, held)
+        rev_hash = document.rev_hash(parent, sent.deleted, sent.members, held)
+        body = document.body_bytes(prepared.id, f"{pos}-{rev_hash}", sent.deleted, members, held)
+        return Edit(prepared.id, parent, rev_hash, sent.deleted, digest, body, held, blobs)
+
+    def _graft(self, known: Known, prepared: Prepared) -> Graft:
+        sent = prepared.sent
+        pos, path = document.ancestry_of(sent)
+        if not _REV_HASHES.fullmatch("\n".join(path)):
+            raise BadRequest("Invalid rev format")
+        parent = f"{pos - 1}-{path[1]}" if len(path) > 1 else None
+        held, blobs = self._attachments(known, prepared, parent, pos, keep_revpos=True)
+        members = self._members(prepared)
+        digest = document.content_digest(members, sent.deleted, held)
+        body = document.body_bytes(prepared.id, f"{pos}-{path[0]}", sent.deleted, members, held)
+        return Graft(prepared.id, pos, path, sent.deleted, digest, body, held, blobs)
+
+    def _members(self, prepared: Prepared) -> bytes:
+        members = document.dump_members(prepared.sent.members)
+        if len(members) > self._limits.document_bytes_max:
+            raise TooLarge(prepared.id, error="document_too_large")
+        return members
+
+    def _attachments(
+        self, known: Known, prepared: Prepared, parent: str | None, pos: int, *, keep_revpos: bool
+    ) -> tuple[tuple[Attachment, ...], tuple[tuple[bytes, bytes], ...]]:
+        entries = prepared.sent.attachments
+        if prepared.kept:
+            return tuple(msgspec.structs.replace(att, revpos=pos) for att in prepared.kept), ()
+        if not entries:
+            return (), ()
+        stubs = any(entry.get("stub") is True for entry in entries.values())
+        kept = self._stub_sources(known, prepared.id, parent, keep_revpos) if stubs else {}
+        return attachments.resolve(
+            prepared.id,
+            entries,
+            kept,
+            prepared.received,
+            pos,
+            self._limits,
+            keep_revpos=keep_revpos,
+        )
+
+    def _stub_sources(
+        self, known: Known, doc_id: str, parent: str | None, any_leaf: bool
+    ) -> dict[str, Attachment]:
+        """Attachments that a stub may mean: the parent's; for a graft, failing that, any leaf's."""
+        row = self._replica.row(known, doc_id)
+        held: dict[str, Attachment] = {}
+        if any_leaf:
+            for leaf in reversed(row.document.shown()):
+                held.update({att.name: att for att in leaf.attachments})
+        revision = self._replica.revision(known, row, parent) if parent else None
+        if revision is not None:
+            held.update({att.name: att for att in revision.attachments})
+        return held
+
+    async def _fixed_user(self, known: Known, ctx: UserContext, prepared: Prepared) -> Prepared:
+        """A `_users` document as it may be stored: the salt chosen, the password hashed, the rules
+        kept.
+        """
+        sent = prepared.sent
+        winner = self._replica.winner(known, prepared.id)
+        old = orjson.loads(winner[2]) if winner is not None else None
+        new = {"_id": prepared.id, "_deleted": sent.deleted, **sent.members}
+        new = await self._offload(
+            lambda: users.prepare(
+                new,
+                ctx=ctx,
+                security=known.security,
+                salt=passwords.new_salt(self._rng),
+                settings=self._passwords(),
+            )
+        )
+        users.validate(new, old, ctx, known.security)
+        members = {name: value for name, value in new.items() if name[0] != "_"}
+        return msgspec.structs.replace(
+            prepared, sent=msgspec.structs.replace(sent, members=members)
+        )
+
+    async def purge(self, known: Known, revs: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Remove leaf revisions; those that were removed, by id."""
+        purged: dict[str, list[str]] = await self.execute(
+            Purge(known.name, known.generation, revs), 0
+        )
+        return purged
+
+    # Registers
+
+    async def set_security(self, known: Known, security: bytes) -> None:
+        """Replace `_security`."""
+        await self._set(known, registers.SECURITY, "", security)
+
+    async def set_revs_limit(self, known: Known, limit: int) -> None:
+        """How many revisions of ancestry new leaves keep."""
+        await self._set(known, registers.OPTION, REVS_LIMIT, b"%d" % limit)
+
+    async def write_local(self, known: Known, doc_id: str, sent: Sent) -> str:
+        """Store a `_local` document without a conflict check, as CouchDB does; its revision.
+
+        Attachments are left out, as CouchDB leaves them out.
+        """
+        if sent.deleted:
+            return await self.delete_local(known, doc_id)
+        members = self._members(Prepared(doc_id, sent))
+        rev = f"0-{_local_number(sent.rev) + 1}"
+        await self._set(
+            known, registers.LOCAL, doc_id, document.body_bytes(doc_id, rev, False, members, ())
+        )
+        return rev
+
+    async def delete_local(self, known: Known, doc_id: str) -> str:
+        """Delete a `_local` document; raises ``NotFound`` if there is none."""
+        if self._replica.local(known, doc_id) is None:
+            raise NotFound("missing")
+        await self._set(known, registers.LOCAL, doc_id, None)
+        return "0-0"
+
+    async def admin_line(self, password: str, settings: passwords.Settings) -> str:
+        """An admin's password as it is stored; the salt is chosen here."""
+        salt = passwords.new_salt(self._rng)
+        verifier = await self._offload(
+            lambda: passwords.hash_password(password, salt=salt, settings=settings)
+        )
+        return passwords.admin_line(verifier)
+
+    async def set_setting(self, key: str, value: bytes | None) -> None:
+        """Set, or with ``None`` delete, a setting of the server."""
+        await self._set(None, registers.SETTING, key, value)
+
+    async def _set(self, known: Known | None, kind: str, key: str, value: bytes | None) -> None:
+        name, generation = (known.name, known.generation) if known else (None, 0)
+        command = SetRegister(name, generation, kind, key, value, self._hlc.stamp())
+        await self.execute(command, len(value or b""))
+
+
+def _settle(answer: asyncio.Future[Any], result: Any) -> None:
+    if answer.done():  # the client went away; the write stands
+        return
+    if isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
+
+
+def _size(writes: Sequence[Edit | Graft]) -> int:
+    blobs = sum(len(data) for write in writes if write.blobs for _, data in write.blobs)
+    return sum([len(write.body) for write in writes]) + blobs
+
+
+def _local_number(rev: str | None) -> int:
+    if rev is None:
+        return 0
+    pos, number = parse_rev(rev)
+    if pos != 0 or not number.isascii() or not number.isdigit() or len(number) > 15:
+        raise BadRequest("Invalid rev format")
+    return int(number)

@@ -1,0 +1,142 @@
+"""Every error a client can see: one tree, one handler.
+
+    DivanError                    500 internal_server_error
+    ├── BadRequest                400 bad_request
+    │   ├── IllegalDocId          400 illegal_docid
+    │   ├── IllegalDatabaseName   400 illegal_database_name
+    │   ├── DocValidation         400 doc_validation
+    │   └── QueryParseError       400 query_parse_error
+    ├── Unauthorized              401 unauthorized
+    ├── Forbidden                 403 forbidden
+    ├── NotFound                  404 not_found
+    ├── MethodNotAllowed          405 method_not_allowed
+    ├── Conflict                  409 conflict
+    ├── PreconditionFailed        412 precondition_failed
+    │   ├── FileExists            412 file_exists
+    │   └── MissingStub           412 missing_stub
+    ├── TooLarge                  413 too_large
+    ├── UnsupportedMediaType      415 bad_content_type
+    ├── RangeNotSatisfiable       416 requested_range_not_satisfiable
+    ├── NotImplementedHere        501 not_implemented
+    └── Busy                      503 service_unavailable (with Retry-After)
+        └── StorageFull           507 insufficient_storage
+
+An error is answered as CouchDB does: ``{"error": error, "reason": reason}`` with
+``status``. ``reason`` is for people and, where CouchDB clients compare it, matches
+CouchDB to the letter.
+"""
+
+
+class DivanError(Exception):
+    """The root: ``status`` (HTTP), ``error`` (code), ``reason`` (text), ``headers`` (extra)."""
+
+    status = 500
+    error = "internal_server_error"
+
+    def __init__(
+        self, reason: str, *, error: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.headers = headers or {}
+        if error is not None:
+            self.error = error
+
+
+class BadRequest(DivanError):
+    status = 400
+    error = "bad_request"
+
+
+class IllegalDocId(BadRequest):
+    error = "illegal_docid"
+
+
+class IllegalDatabaseName(BadRequest):
+    error = "illegal_database_name"
+
+
+class DocValidation(BadRequest):
+    error = "doc_validation"
+
+
+class QueryParseError(BadRequest):
+    error = "query_parse_error"
+
+
+class Unauthorized(DivanError):
+    status = 401
+    error = "unauthorized"
+
+
+class Forbidden(DivanError):
+    status = 403
+    error = "forbidden"
+
+
+class NotFound(DivanError):
+    status = 404
+    error = "not_found"
+
+
+class MethodNotAllowed(DivanError):
+    status = 405
+    error = "method_not_allowed"
+
+
+class Conflict(DivanError):
+    status = 409
+    error = "conflict"
+
+    def __init__(self, reason: str = "Document update conflict.") -> None:
+        super().__init__(reason)
+
+
+class PreconditionFailed(DivanError):
+    status = 412
+    error = "precondition_failed"
+
+
+class FileExists(PreconditionFailed):
+    error = "file_exists"
+
+
+class MissingStub(PreconditionFailed):
+    error = "missing_stub"
+
+
+class TooLarge(DivanError):
+    status = 413
+    error = "too_large"
+
+
+class UnsupportedMediaType(DivanError):
+    status = 415
+    error = "bad_content_type"
+
+
+class RangeNotSatisfiable(DivanError):
+    status = 416
+    error = "requested_range_not_satisfiable"
+
+
+class NotImplementedHere(DivanError):
+    status = 501
+    error = "not_implemented"
+
+
+class Busy(DivanError):
+    """A bounded queue is full: the caller may come back after ``retry_after_s`` seconds."""
+
+    status = 503
+    error = "service_unavailable"
+
+    def __init__(self, reason: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(reason, headers={"retry-after": str(retry_after_s)})
+
+
+class StorageFull(Busy):
+    """The disk refused a write: nothing was stored, reads go on."""
+
+    status = 507
+    error = "insufficient_storage"

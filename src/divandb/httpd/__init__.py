@@ -1,0 +1,29 @@
+"""Requests in: routes by noun, and the wire formats of the CouchDB API.
+
+The way of a request:
+    protocol       uvicorn's protocol with our bounds, and the fast lane in it
+    lane           plain reads and writes of one document, without a task or a framework
+    app            CORS, who is asking, which route, errors: the way of every other request
+    cors           cross-origin requests
+    authenticator  who is asking: headers and cookies to users
+    services       the parts of the node that handlers work with
+    call           one request: its parameters, body, user and database
+    respond        answers as CouchDB gives them
+
+Routes:
+    info           /, _up, _all_dbs, _uuids, _node/…, what a server says of itself
+    session        _session
+    databases      /{db}, its settings, _revs_diff and _missing_revs
+    documents      /{db}/{doc}
+    attachments    /{db}/{doc}/{attachment}
+    bulk           _bulk_docs, _bulk_get
+    listing        _all_docs, _design_docs, _local_docs
+    changes        _changes: what is asked for
+    feed           _changes: how it is sent, live or not
+
+Wire formats:
+    render         one revision as JSON, with what was asked for besides
+    pieces         long answers from short reads
+    related        multipart bodies in and out
+    multipart, negotiate, ranges      pure parsing and framing
+"""

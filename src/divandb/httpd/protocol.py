@@ -1,0 +1,217 @@
+"""uvicorn's httptools protocol with our bounds, and the fast lane in it.
+
+Bounds: how many connections there are (503); the size of a request's head (431) and the time it
+takes; how long a
+client may stay silent while we wait for it, in between requests or in the middle of a body; and how
+long it may take
+nothing of an answer.
+"""
+
+import asyncio
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from divandb.errors import BadRequest, Busy, DivanError, TooLarge
+from divandb.httpd import respond
+from divandb.httpd.lane import Lane, whole
+
+REFUSED_S_MAX = 1.0
+"""A connection too many is given this time to say what it wants, so that it can hear why not."""
+
+
+class _HeadTooLarge(TooLarge):
+    status = 431
+
+
+class _LaneWrite:
+    """Stands where uvicorn keeps the request under way, while the lane carries out a write."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.more_body = True
+        self.response_complete = False
+        self.disconnected = False
+        self.keep_alive = True
+        self.message_event = asyncio.Event()
+
+
+def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]:
+    """A protocol class over this lane, with this bound on a request's head."""
+
+    class LaneProtocol(HttpToolsProtocol):
+        """One connection."""
+
+        laned = False
+        head_bytes = 0
+        in_head = False
+        heard_s = 0.0
+        untaken_bytes = 0
+        refused = False
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            # Looked at below, once a connection.
+            self.connections_max, self.limit_concurrency = self.limit_concurrency, None
+
+        def _refuse(self, refusal: DivanError) -> None:
+            """The last answer of a connection, without a look at what was asked."""
+            if self.transport.is_closing():
+                return
+            answer = respond.error(refusal)
+            headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
+            headers.append((b"connection", b"close"))
+            common = self.server_state.default_headers
+            self.transport.write(whole(answer.status_code, headers, bytes(answer.body), common))
+            self.transport.close()
+
+        def _refuse_connection(self) -> None:
+            self._refuse(Busy("Too many connections are open."))
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(BadRequest(msg))
+
+        # Silence
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.heard_s = self.loop.time()
+            self.address = self.client[0] if self.client else ""
+            if self.connections_max is not None and len(self.connections) > self.connections_max:
+                self.refused = True
+                self.silence = self.loop.call_later(REFUSED_S_MAX, self._refuse_connection)
+            else:
+                self._watch_silence(self.timeout_keep_alive)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self.silence.cancel()
+
+        def _watch_silence(self, after_s: float) -> None:
+            self.silence = self.loop.call_later(after_s, self._on_silence)
+
+        def _on_silence(self) -> None:
+            """One timer a connection, moved on while there is traffic: cheaper than one each."""
+            if self.transport.is_closing():
+                return
+            before, self.untaken_bytes = self.untaken_bytes, self.transport.get_write_buffer_size()
+            quiet_s = self.loop.time() - self.heard_s
+            waiting = self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+            if self.flow.read_paused:
+                # It is us who are slow.
+                self.heard_s = self.loop.time()
+            if 0 < before == self.untaken_bytes:
+                self.transport.abort()
+            elif self.untaken_bytes or not waiting:
+                self._watch_silence(self.timeout_keep_alive)
+            elif quiet_s >= self.timeout_keep_alive:
+                self.transport.close()
+            else:
+                self._watch_silence(max(self.timeout_keep_alive - quiet_s, 1.0))
+
+        def _unset_keepalive_if_required(self) -> None:
+            """Our own timer watches."""
+
+        def data_received(self, data: bytes) -> None:
+            if self.refused:
+                self._refuse_connection()
+                return
+            # Within a head nothing but its end counts: it must not take for ever, drop by drop.
+            if not self.in_head:
+                self.heard_s = self.loop.time()
+                super().data_received(data)
+            else:
+                super().data_received(data)
+                if not self.in_head:
+                    self.heard_s = self.loop.time()
+
+        def on_response_complete(self) -> None:
+            self.heard_s = self.loop.time()
+            self.server_state.total_requests += 1
+            if self.transport.is_closing():
+                return
+            self.flow.resume_reading()
+            if self.pipeline:
+                cycle, app = self.pipeline.pop()
+                self._start_asgi_task(cycle, app)
+
+        # The head
+
+        def on_message_begin(self) -> None:
+            self.in_head = True
+            self.head_bytes = 0
+            super().on_message_begin()
+
+        def on_url(self, url: bytes) -> None:
+            self.url += url
+            self._count(len(url))
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
+            self._count(len(name) + len(value) + 4)
+
+        def _count(self, size: int) -> None:
+            self.head_bytes += size
+            if self.head_bytes > header_bytes_max:
+                self._refuse(_HeadTooLarge("The head of the request is too large."))
+                raise httptools.HttpParserError("request head too large")
+
+        # The lane
+
+        def on_headers_complete(self) -> None:
+            self.in_head = False
+            free = self.cycle is None or self.cycle.response_complete
+            if free and self.parser.should_keep_alive():
+                method = self.parser.get_method()
+                if method in (b"GET", b"HEAD") and self._read(method == b"GET"):
+                    return
+                if method == b"PUT" and lane.takes_write(self.url, self.headers):
+                    self.cycle = _LaneWrite()  # type: ignore[assignment]
+                    return
+            super().on_headers_complete()
+
+        def _read(self, body: bool) -> bool:
+            common = self.server_state.default_headers
+            answer = lane.read(self.url, self.headers, self.address, common, body=body)
+            if answer is None:
+                return False
+            self.laned = True
+            self.transport.write(answer)
+            self.server_state.total_requests += 1
+            return True
+
+        def on_message_complete(self) -> None:
+            if self.laned:
+                self.laned = False
+            elif isinstance(self.cycle, _LaneWrite) and self.cycle.more_body:
+                self._write(self.cycle)
+            else:
+                super().on_message_complete()
+
+        def _write(self, cycle: _LaneWrite) -> None:
+            cycle.more_body = False
+            body = bytes(cycle.body)
+
+            def done(status: int, headers: list[tuple[bytes, bytes]], answer: bytes) -> None:
+                cycle.response_complete = True
+                if self.transport.is_closing():
+                    return
+                self.transport.write(
+                    whole(status, headers, answer, self.server_state.default_headers)
+                )
+                if cycle.keep_alive:
+                    self.on_response_complete()
+                else:  # the server stops
+                    self.transport.close()
+
+            if not lane.write(self.url, self.headers, self.address, body, done):
+                self.cycle = None  # type: ignore[assignment]
+                super().on_headers_complete()
+                super().on_body(body)
+                super().on_message_complete()
+
+    return LaneProtocol

@@ -1,0 +1,258 @@
+"""Accept a write: check it, give it its dot, and store it with its outbox row in one transaction.
+
+Runs on the writer's thread. Everything a command leaves open was fixed by the entry node (Rule 5),
+so that
+carrying out a command twice changes nothing the second time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from divandb import merge, revtree
+from divandb.clock import Clock
+from divandb.commands import (
+    CreateDatabase,
+    DiscardBlob,
+    DropDatabase,
+    Edit,
+    Graft,
+    OpenBlob,
+    Purge,
+    PutChunk,
+    SealBlob,
+    SetRegister,
+    WriteDocuments,
+)
+from divandb.errors import Conflict, DivanError, FileExists, NotFound, PreconditionFailed
+from divandb.revtree import Leaf
+from divandb.store import blobs, documents, registers
+from divandb.store.databases import Database
+from divandb.store.ledger import Changes, Kind, Ledger
+
+REVS_LIMIT = "revs_limit"
+"""The key of the register that says how many revisions of ancestry a database keeps."""
+
+WriteResult = str | DivanError
+"""The revision that now is in the tree, or why it is not."""
+
+
+class Master:
+    """Carries out commands inside the writer's transactions."""
+
+    def __init__(self, ledger: Ledger, clock: Clock, revs_limit: int) -> None:
+        self._ledger = ledger
+        self._default_revs_limit = revs_limit
+        self._clock = clock
+        self._handlers: dict[type, Callable[[Any], Any]] = {
+            WriteDocuments: self._write_documents,
+            Purge: self._purge,
+            SetRegister: self._set_register,
+            CreateDatabase: self._create_database,
+            DropDatabase: self._drop_database,
+            OpenBlob: self._open_blob,
+            PutChunk: self._put_chunk,
+            SealBlob: self._seal_blob,
+            DiscardBlob: self._discard_blob,
+        }
+
+    def begin(self) -> None:
+        """Start a transaction."""
+        self._ledger.begin()
+
+    def execute(self, command: Any) -> Any:
+        """Carry out one command; raises ``DivanError`` to refuse it, having changed nothing."""
+        if callable(command):
+            return command(self._ledger)
+        return self._handlers[type(command)](command)
+
+    def commit(self) -> Changes:
+        """Make the transaction durable."""
+        return self._ledger.commit()
+
+    def rollback(self) -> None:
+        """Undo it."""
+        self._ledger.rollback()
+
+    def _database(self, name: str, generation: int) -> Database:
+        database = self._ledger.register.get(name)
+        if database is None or database.dropped or database.generation != generation:
+            raise NotFound("Database does not exist.")
+        return database
+
+    def _revs_limit(self, database: Database) -> int:
+        limit = registers.value(self._ledger.connection, database.num, registers.OPTION, REVS_LIMIT)
+        return int(limit) if limit is not None else self._default_revs_limit
+
+    def _write_documents(self, command: WriteDocuments) -> list[WriteResult]:
+        database = self._database(command.database, command.generation)
+        revs_limit = self._revs_limit(database)
+        connection = self._ledger.connection
+        there = documents.existing(connection, database.num, [write.id for write in command.writes])
+        births = documents.Births(self._ledger, database)
+        results: list[WriteResult] = []
+        for write in command.writes:
+            if write.id not in there and not (isinstance(write, Edit) and write.parent):
+                result = self._birth(database, births, write, revs_limit)
+            else:
+                births.flush()
+                row = documents.read_row(connection, database.num, write.id)
+                if isinstance(write, Edit):
+                    result = self._edit(database, row, write, revs_limit, command.repeat)
+                else:
+                    result = self._graft(database, row, write, revs_limit)
+            there.add(write.id)
+            results.append(result)
+        births.flush()
+        return results
+
+    def _birth(
+        self, database: Database, births: documents.Births, write: Edit | Graft, revs_limit: int
+    ) -> WriteResult:
+        """The first leaf of a document: nothing to check, nothing to merge with."""
+        missing = self._keep_blobs(write)
+        if missing is not None:
+            return missing
+        dot = self._ledger.next_dot(Kind.DOCUMENT, database.num, write.id)
+        pos = 1 if isinstance(write, Edit) else write.pos
+        path = (write.rev_hash,) if isinstance(write, Edit) else write.ancestry[:revs_limit]
+        leaf = Leaf(pos, path, write.deleted, write.digest, write.attachments, (dot,))
+        births.add(write.id, leaf, write.body)
+        return leaf.rev
+
+    def _edit(
+        self, database: Database, row: documents.Row, write: Edit, revs_limit: int, repeat: bool
+    ) -> WriteResult:
+        shown = row.document.shown()
+        parent = revtree.find_leaf(shown, write.parent) if write.parent else None
+        pos = revtree.parse_rev(write.parent)[0] + 1 if write.parent else 1
+        fits = parent is not None if write.parent else not shown
+        if not fits:
+            if repeat and any(leaf.knows(pos, write.rev_hash) for leaf in shown):
+                return f"{pos}-{write.rev_hash}"
+            return Conflict()
+        missing = self._keep_blobs(write)
+        if missing is not None:
+            return missing
+        dot = self._ledger.next_dot(Kind.DOCUMENT, database.num, write.id)
+        content = Leaf(
+            pos, (write.rev_hash,), write.deleted, write.digest, write.attachments, (dot,)
+        )
+        document = merge.edited(row.document, parent, write.rev_hash, content, dot, revs_limit)
+        born = revtree.find_leaf(document.leaves, content.rev)
+        assert born is not None
+        documents.store(self._ledger, database, row, document, (born, write.body))
+        return content.rev
+
+    def _graft(
+        self, database: Database, row: documents.Row, write: Graft, revs_limit: int
+    ) -> WriteResult:
+        rev = f"{write.pos}-{write.ancestry[0]}"
+        if revtree.descendants(row.document.leaves, rev):
+            return rev
+        missing = self._keep_blobs(write)
+        if missing is not None:
+            return missing
+        dot = self._ledger.next_dot(Kind.DOCUMENT, database.num, write.id)
+        leaf = Leaf(
+            write.pos, write.ancestry, write.deleted, write.digest, write.attachments, (dot,)
+        )
+        document = merge.grafted(row.document, leaf, dot, revs_limit)
+        born = revtree.find_leaf(document.leaves, rev) or leaf
+        documents.store(self._ledger, database, row, document, (born, write.body))
+        return rev
+
+    def _keep_blobs(self, write: Edit | Graft) -> DivanError | None:
+        """Store what travels with the document; everything else must be here already."""
+        if not write.attachments:
+            return None
+        now_ms = self._clock.wall_ms()
+        for name, data in write.blobs:
+            blobs.put_whole(self._ledger.connection, name, data, now_ms)
+        for att in write.attachments:
+            if blobs.find(self._ledger.connection, att.blob) is None:
+                return PreconditionFailed(f"The bytes of attachment {att.name} are not here.")
+        return None
+
+    def _purge(self, command: Purge) -> dict[str, list[str]]:
+        database = self._database(command.database, command.generation)
+        return {
+            doc_id: self._purge_document(database, doc_id, revs)
+            for doc_id, revs in command.documents.items()
+        }
+
+    def _purge_document(self, database: Database, doc_id: str, revs: list[str]) -> list[str]:
+        row = documents.read_row(self._ledger.connection, database.num, doc_id)
+        gone = [leaf.rev for leaf in row.document.shown() if leaf.rev in set(revs)]
+        if not gone:
+            return []
+        dot = self._ledger.next_dot(Kind.DOCUMENT, database.num, doc_id)
+        document = merge.purged(row.document, gone, dot)
+        documents.store(self._ledger, database, row, document, purging=True)
+        if not document.leaves:
+            documents.drop_old_bodies(self._ledger, database, doc_id)
+        database.purge_seq += 1
+        return gone
+
+    def _set_register(self, command: SetRegister) -> registers.Register:
+        database = None
+        if command.database is not None:
+            database = self._database(command.database, command.generation)
+        return registers.write(
+            self._ledger, database, command.kind, command.key, command.value, command.stamp
+        )
+
+    def _create_database(self, command: CreateDatabase) -> Database:
+        known = self._ledger.register.get(command.name)
+        if known is not None and known.generation >= command.generation:
+            same = known.generation == command.generation and not known.dropped
+            if command.repeat and same:
+                return msgspec.structs.replace(known)
+            raise FileExists("The database could not be created, the file already exists.")
+        num = max(self._ledger.databases, default=0) + 1
+        now_ms = self._clock.wall_ms()
+        database = Database(
+            num,
+            command.name,
+            command.generation,
+            False,
+            False,
+            now_ms,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            command.options,
+        )
+        self._ledger.next_dot(Kind.CREATED, num, command.name)
+        self._ledger.add_database(database)
+        if command.security is not None:
+            stamp = self._ledger.stamp()
+            registers.write(self._ledger, database, registers.SECURITY, "", command.security, stamp)
+        return msgspec.structs.replace(database)
+
+    def _drop_database(self, command: DropDatabase) -> None:
+        known = self._ledger.register.get(command.name)
+        done = known is not None and (known.generation, known.dropped) >= (command.generation, True)
+        if command.repeat and done:
+            return
+        database = self._database(command.name, command.generation)
+        self._ledger.next_dot(Kind.DROPPED, database.num, command.name)
+        self._ledger.drop_database(database)
+
+    def _open_blob(self, _: OpenBlob) -> int:
+        return blobs.open_blob(self._ledger.connection, self._clock.wall_ms())
+
+    def _put_chunk(self, command: PutChunk) -> None:
+        blobs.put_chunk(self._ledger.connection, command.num, command.index, command.data)
+
+    def _seal_blob(self, command: SealBlob) -> None:
+        now_ms = self._clock.wall_ms()
+        blobs.seal(self._ledger.connection, command.num, command.name, command.length, now_ms)
+
+    def _discard_blob(self, command: DiscardBlob) -> None:
+        blobs.discard(self._ledger.connection, command.num)

@@ -1,0 +1,267 @@
+"""Reads: what a node answers from its own file.
+
+Runs on the event loop, on one query-only connection; each call is one short read. Long answers are
+made of
+pages, so that nobody waits long for anybody.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from divandb import cursor, revtree
+from divandb.catalog import Catalog, Known
+from divandb.cursor import Cursor
+from divandb.errors import Busy
+from divandb.revtree import Leaf
+from divandb.store import blobs, changes, documents, listing, registers
+from divandb.store.changes import BETWEEN, Lines
+from divandb.store.databases import Database
+from divandb.store.documents import DELETED, NOTHING_SHOWN, Revision, Row
+from divandb.store.file import Connection
+from divandb.store.listing import Page, Span, rest_after
+from divandb.vector import Vector, covers, join
+
+__all__ = [
+    "BETWEEN", "DELETED", "Lines", "Page", "Replica", "Revision", "Row", "Span", "Start",
+    "rest_after",
+]  # fmt: skip
+
+Winner = tuple[str, int, bytes]
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Where a feed begins: behind ``seq``; ``seen`` filters when the cursor came from another
+    numbering.
+    """
+
+    seq: int
+    seen: dict[int, int] | None = None
+
+
+class Replica:
+    """The reading side of a node."""
+
+    def __init__(
+        self, connection: Connection, catalog: Catalog, numbering: int, waiters_max: int
+    ) -> None:
+        self._connection = connection
+        self._catalog = catalog
+        self._numbering = numbering
+        self._waiters_max = waiters_max
+        self._waiters: dict[int, set[asyncio.Event]] = {}
+
+    # Documents
+
+    def winner(self, known: Known, doc_id: str) -> Winner | None:
+        """(rev, flags, body) of the winner, the body as it is sent; ``None`` if there is nothing to
+        show.
+        """
+        found = documents.read_winner(self._connection, known.num, doc_id)
+        return None if found is None or found[1] & NOTHING_SHOWN else found
+
+    def row(self, known: Known, doc_id: str) -> Row:
+        """The document's whole state; its tree is empty when there is none."""
+        return documents.read_row(self._connection, known.num, doc_id)
+
+    def rows(self, known: Known, doc_ids: Iterable[str]) -> list[Row]:
+        """The states of several documents, in order."""
+        return [documents.read_row(self._connection, known.num, doc_id) for doc_id in doc_ids]
+
+    def revision(self, known: Known, row: Row, rev: str) -> Revision | None:
+        """One revision, if it is in the tree and its body has not been compacted away."""
+        return documents.read_revision(self._connection, known.num, row, rev)
+
+    def available(self, known: Known, row: Row, leaf: Leaf) -> list[tuple[str, str]]:
+        """A leaf's ancestry, newest first: (revision, ``available``, ``missing``, ``deleted``)."""
+        held = documents.bodies(self._connection, known.num, row.id)
+        held.update({shown.rev: shown.deleted for shown in row.document.shown()})
+        status = {None: "missing", True: "deleted", False: "available"}
+        return [(rev, status[held.get(rev)]) for rev in leaf.revs()]
+
+    def missing_revs(
+        self, known: Known, doc_id: str, revs: list[str]
+    ) -> tuple[list[str], list[str]]:
+        """Those revisions the tree does not have, and leaves they may descend from."""
+        shown = self.row(known, doc_id).document.shown()
+        missing = revtree.missing_revs(shown, revs)
+        return missing, revtree.possible_ancestors(shown, missing) if missing else []
+
+    # Listings
+
+    def page(
+        self,
+        known: Known,
+        span: Span,
+        limit: int,
+        *,
+        descending: bool = False,
+        include_docs: bool = False,
+    ) -> Page:
+        """The next rows of `_all_docs`; none at the end of the span."""
+        return listing.page(
+            self._connection,
+            known.num,
+            span,
+            limit,
+            descending=descending,
+            include_docs=include_docs,
+        )
+
+    def ids(self, known: Known, span: Span, limit: int, *, descending: bool = False) -> list[str]:
+        """The next ids of living documents."""
+        return listing.ids(self._connection, known.num, span, limit, descending=descending)
+
+    def leap(
+        self, known: Known, span: Span, limit: int, *, descending: bool = False
+    ) -> tuple[int, str]:
+        """How many the next ``limit`` living documents are, and the last one's id."""
+        return listing.leap(self._connection, known.num, span, limit, descending=descending)
+
+    def counters(self, known: Known) -> Database:
+        """Sequence, counts and sizes as of the last commit."""
+        return self._catalog.counters(known)
+
+    def file_bytes(self) -> int:
+        """The size of the node's file."""
+        pages: Any = self._connection.pragma("page_count")
+        size: Any = self._connection.pragma("page_size")
+        return int(pages * size)
+
+    # Registers and attachments
+
+    def local(self, known: Known, doc_id: str) -> bytes | None:
+        """A `_local` document's body."""
+        return registers.value(self._connection, known.num, registers.LOCAL, doc_id)
+
+    def locals(
+        self, known: Known, span: Span, limit: int, *, descending: bool = False
+    ) -> list[tuple[str, bytes]]:
+        """(id, body) of the next `_local` documents; none at the end of the span."""
+        return listing.local_page(self._connection, known.num, span, limit, descending=descending)
+
+    def settings(self) -> dict[str, bytes]:
+        """The node's stored settings by key."""
+        return dict(registers.scan(self._connection, registers.NODE, registers.SETTING))
+
+    def blob(self, name: bytes, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """An attachment's stored bytes, a chunk at a time; raises ``LookupError`` if they are not
+        here.
+        """
+        return blobs.read(self._connection, name, start, end)
+
+    # Changes
+
+    def start(self, known: Known, since: str) -> Start:
+        """Where a feed with this ``since`` begins; raises ``BadRequest`` for a malformed one."""
+        if since == "now":
+            return Start(self.counters(known).seq)
+        number, foreign = cursor.parse(since)
+        if foreign is None:
+            return Start(0)
+        if foreign.generation != known.generation:
+            return Start(0)
+        if foreign.numbering == self._numbering and self._gave(known, number, foreign):
+            return Start(number)
+        place = changes.place_of(self._connection, self.counters(known), foreign)
+        return Start(changes.seq_of(place), foreign.vector)
+
+    def _gave(self, known: Known, number: int, foreign: Cursor) -> bool:
+        """Did this file give that cursor? Not if it has been put back to an earlier state since."""
+        seq = self.counters(known).seq
+        return number <= seq and covers(changes.vector(self._connection), foreign.vector)
+
+    def sequence(self, known: Known, seq: int, seen: Vector | None = None) -> str:
+        """The portable cursor behind change ``seq``, for a reader who had ``seen`` before."""
+        return f"{seq}{self.suffix(known, seq, seen)}"
+
+    def suffix(self, known: Known, seq: int, seen: Vector | None = None) -> str:
+        """What follows the number in the cursor of ``seq``, and may in those just above."""
+        database = self.counters(known)
+        vector: Vector = changes.vector_at(self._connection, database, seq)
+        if seen:
+            # Only as far as this file goes: a cursor with more in it would not be known as given
+            # here (``_gave``), and a feed that goes on from it would begin anew each time.
+            contained = changes.vector(self._connection)
+            had = {origin: min(oseq, contained.get(origin, 0)) for origin, oseq in seen.items()}
+            vector = join(vector, had)
+        return cursor.suffix(Cursor(self._numbering, known.generation, dict(vector)))
+
+    def lines(
+        self,
+        known: Known,
+        after: int,
+        upto: int,
+        limit: int,
+        *,
+        include_docs: bool,
+        descending: bool,
+        all_leaves: bool,
+    ) -> Lines | None:
+        """The changes in (after, upto] as feed lines; ``None`` when ``changed`` must be asked."""
+        return changes.lines(
+            self._connection, known.place | after, (known.place | upto) + 1, limit,
+            self.suffix(known, after),
+            include_docs=include_docs, descending=descending, all_leaves=all_leaves,
+        )  # fmt: skip
+
+    def changed(
+        self, known: Known, after: int, upto: int, limit: int, *, descending: bool = False
+    ) -> list[Row]:
+        """The next documents last changed in (after, upto], in that order; none at the end."""
+        low, high = known.place | after, (known.place | upto) + 1
+        return changes.rows(self._connection, low, high, limit, descending=descending)
+
+    def changed_at(self, known: Known, seq: int) -> Row | None:
+        """The document whose last change is this one, if there is one."""
+        return changes.row_at(self._connection, known.place | seq)
+
+    def seqs_of(self, known: Known, doc_ids: Iterable[str]) -> list[int]:
+        """The last changes of these documents, in no order; unknown ones are left out."""
+        return [
+            place - known.place for place in changes.places_of(self._connection, known.num, doc_ids)
+        ]
+
+    def seqs_in(self, known: Known, low: str, high: str) -> list[int]:
+        """The last changes of the documents with ids from ``low`` to below ``high``, unordered."""
+        return [
+            place - known.place
+            for place in changes.places_in(self._connection, known.num, low, high)
+        ]
+
+    def unseen(self, rows: list[Row], seen: dict[int, int]) -> list[Row]:
+        """Those rows that hold a write which the reader's vector does not cover."""
+        return list(changes.unseen(rows, seen))
+
+    def pending(self, known: Known, seq: int) -> int:
+        """How many changes lie behind ``seq``."""
+        return changes.pending(self._connection, self.counters(known), known.place | seq)
+
+    # Waiting for changes
+
+    def watch(self, known: Known) -> asyncio.Event:
+        """An event that each change of the database sets, until ``unwatch``; raises ``Busy``."""
+        if sum(map(len, self._waiters.values())) >= self._waiters_max:
+            raise Busy("Too many feeds are open.")
+        event = asyncio.Event()
+        self._waiters.setdefault(known.num, set()).add(event)
+        return event
+
+    def unwatch(self, known: Known, event: asyncio.Event) -> None:
+        """The feed has ended."""
+        waiting = self._waiters.get(known.num, set())
+        waiting.discard(event)
+        if not waiting:
+            self._waiters.pop(known.num, None)
+
+    def wake(self, nums: Iterable[int]) -> None:
+        """These databases changed: their feeds go on."""
+        for num in nums:
+            for event in self._waiters.get(num, ()):
+                event.set()
+
+    def wake_all(self) -> None:
+        """The node stops: feeds end."""
+        self.wake(list(self._waiters))

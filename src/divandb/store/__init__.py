@@ -1,0 +1,16 @@
+"""One SQLite file: everything a node knows, so that one transaction covers it.
+
+schema.sql      the tables and what each is for
+file            opening the file, its identity, its connections
+ledger          what one group commit changes, and how it becomes rows
+writer          the one thread that writes, and the group commit
+documents       reading documents and bodies
+changes         reading changes by place, marks, portable cursors' places
+listing         documents by id: the rows of `_all_docs`
+databases       names, generations, counters
+registers       last-writer-wins values: `_security`, `_local` documents, settings
+blobs           attachments by name, in chunks
+chores          what the upkeep does next
+upkeep          compaction and reclaiming, in small steps
+checkpoints     the write-ahead log, copied into the file off the writer's thread
+"""

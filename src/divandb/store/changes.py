@@ -1,0 +1,220 @@
+"""Changes by place: pages for feeds, the marks behind portable cursors."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from divandb.cursor import Cursor
+from divandb.merge import Document
+from divandb.store.databases import SEQ_MASK, Database
+from divandb.store.documents import CONFLICTS, NOTHING_SHOWN, Row
+from divandb.store.file import Connection
+from divandb.vector import Vector, covers
+
+_decode_document = msgspec.msgpack.Decoder(Document).decode
+_decode_vector = msgspec.msgpack.Decoder(dict[int, int]).decode
+
+_ROWS = """
+SELECT place, id, flags, rev, body, tree FROM doc
+WHERE place > ? AND place < ? AND flags & 2 = 0 ORDER BY place {order} LIMIT ?
+"""
+_ROWS_UP, _ROWS_DOWN = _ROWS.format(order="ASC"), _ROWS.format(order="DESC")
+_ROW_AT = "SELECT place, id, flags, rev, body, tree FROM doc WHERE place = ? AND flags & 2 = 0"
+_PLACE_OF = "SELECT place FROM doc INDEXED BY doc_by_id WHERE db = ? AND id = ? AND flags & 2 = 0"
+_PLACES_IN = """
+SELECT place FROM doc INDEXED BY doc_by_id WHERE db = ? AND id >= ? AND id < ? AND flags & 2 = 0
+"""
+# The lines of a feed are put together where the rows are: ten times the rows a second of doing it
+# in Python.
+_LINE = """
+SELECT place, flags, '{{"seq":"' || (place & 1099511627775) || ?1 || '","id":' || json_quote(id)
+    || ',"changes":[{{"rev":' || json_quote(rev) || '}}]' || iif(flags & 1, ',"deleted":true', '')
+    || {doc} || '}}' AS line
+FROM doc WHERE place > ?2 AND place < ?3 AND flags & 2 = 0 ORDER BY place {order} LIMIT ?4
+"""
+_LINES = """
+SELECT group_concat(line, char(44, 13, 10)), min(place), max(place), count(*), max(flags & 4)
+FROM ({line})
+"""
+_DOC_MEMBER = """',"doc":' || CAST(body AS TEXT)"""
+_ORDERS = {False: "ASC", True: "DESC"}
+_LINES_FOR = {
+    descending: _LINES.format(line=_LINE.format(doc="''", order=order))
+    for descending, order in _ORDERS.items()
+}
+_DOC_LINES_FOR = {
+    descending: _LINE.format(doc=_DOC_MEMBER, order=order) for descending, order in _ORDERS.items()
+}
+BETWEEN = b",\r\n"
+"""What stands between two lines; JSON has no such bytes within a line."""
+PAGE_BYTES_MAX = 512 * 1024
+"""A page with documents in it ends with the document that passes this."""
+PENDING_SCAN_MAX = 20_000
+
+
+class Lines(msgspec.Struct, frozen=True):
+    """Feed lines, joined by ``BETWEEN``: ``count`` of them, up to ``place``."""
+
+    text: bytes
+    place: int
+    count: int
+
+
+def lines(
+    connection: Connection,
+    after: int,
+    before: int,
+    limit: int,
+    suffix: str,
+    *,
+    include_docs: bool = False,
+    descending: bool = False,
+    all_leaves: bool = False,
+) -> Lines | None:
+    """The next ``limit`` changes between two places as feed lines; fewer when documents are large.
+
+    ``None`` if one of them has several leaves to show and ``all_leaves`` asks for them: then the
+    caller takes ``rows``. ``place`` is the last one in the direction of reading.
+    """
+    if include_docs:
+        return _doc_lines(connection, after, before, limit, suffix, descending, all_leaves)
+    found: Any = connection.execute(
+        _LINES_FOR[descending], (suffix, after, before, limit)
+    ).fetchone()
+    text, low, high, count, several = found
+    if not count:
+        return Lines(b"", before if descending else after, 0)
+    if several and all_leaves:
+        return None
+    return Lines(text.encode(), low if descending else high, count)
+
+
+def _doc_lines(
+    connection: Connection,
+    after: int,
+    before: int,
+    limit: int,
+    suffix: str,
+    descending: bool,
+    all_leaves: bool,
+) -> Lines | None:
+    """The same with documents: line by line, so that large ones do not fill the memory."""
+    found: list[str] = []
+    size, last = 0, before if descending else after
+    cursor: Any = connection.execute(_DOC_LINES_FOR[descending], (suffix, after, before, limit))
+    for place, flags, line in cursor:
+        if all_leaves and flags & CONFLICTS:
+            if not found:
+                return None
+            break
+        found.append(line)
+        last, size = place, size + len(line)
+        if size >= PAGE_BYTES_MAX:
+            break
+    return Lines(BETWEEN.decode().join(found).encode(), last, len(found))
+
+
+def rows(
+    connection: Connection, after: int, before: int, limit: int, *, descending: bool = False
+) -> list[Row]:
+    """The next ``limit`` changed documents between places; fewer when large, none at the end."""
+    sql = _ROWS_DOWN if descending else _ROWS_UP
+    found: list[Row] = []
+    size = 0
+    for columns in connection.execute(sql, (after, before, limit)):
+        found.append(_row(columns))
+        size += len(found[-1].body)
+        if size >= PAGE_BYTES_MAX:
+            break
+    return found
+
+
+def row_at(connection: Connection, place: int) -> Row | None:
+    """The document whose last change is at this place, if it still is."""
+    columns: Any = connection.execute(_ROW_AT, (place,)).fetchone()
+    return None if columns is None else _row(columns)
+
+
+def _row(columns: Any) -> Row:
+    place, doc_id, flags, rev, body, tree = columns
+    return Row(doc_id, place, flags, rev, body, _decode_document(tree))
+
+
+def places_of(connection: Connection, num: int, doc_ids: Iterable[str]) -> list[int]:
+    """The places of these documents' last changes, those that there are."""
+    found = (connection.execute(_PLACE_OF, (num, doc_id)).fetchone() for doc_id in doc_ids)
+    return [columns[0] for columns in found if columns is not None]
+
+
+def places_in(connection: Connection, num: int, low: str, high: str) -> list[int]:
+    """The places of the last changes of all documents with ids from ``low`` to below ``high``."""
+    return [place for (place,) in connection.execute(_PLACES_IN, (num, low, high))]
+
+
+def pending(connection: Connection, database: Database, after: int) -> int:
+    """How many changes lie behind a place; above ``PENDING_SCAN_MAX``, an upper bound."""
+    newest = database.place | database.seq
+    if after >= newest:
+        return 0
+    total = database.docs + database.tombstones
+    if newest - after <= PENDING_SCAN_MAX:
+        return _count(connection, after, newest)
+    if after - database.place <= PENDING_SCAN_MAX:
+        return total - _count(connection, database.place, after)
+    return min(total, newest - after)
+
+
+def _count(connection: Connection, after: int, upto: int) -> int:
+    row: Any = connection.execute(
+        "SELECT count(*) FROM doc WHERE place > ? AND place <= ? AND flags & ? = 0",
+        (after, upto, NOTHING_SHOWN),
+    ).fetchone()
+    number: int = row[0]
+    return number
+
+
+def vector_at(connection: Connection, database: Database, seq: int) -> Vector:
+    """The vector of the last mark stored at or before ``seq``."""
+    row: Any = connection.execute(
+        "SELECT vector FROM mark WHERE db = ? AND seq <= ? ORDER BY seq DESC LIMIT 1",
+        (database.num, seq),
+    ).fetchone()
+    return _decode_vector(row[0]) if row else {}
+
+
+def vector(connection: Connection) -> dict[int, int]:
+    """What the file contains."""
+    rows: Any = connection.execute("SELECT origin, contained FROM origin")
+    return dict(rows)
+
+
+def place_of(connection: Connection, database: Database, cursor: Cursor) -> int:
+    """A place before which a reader with this cursor has seen everything, on this numbering.
+
+    Marks only grow, so the last one that the cursor covers is found by halving.
+    """
+    seqs = [
+        seq
+        for (seq,) in connection.execute(
+            "SELECT seq FROM mark WHERE db = ? ORDER BY seq", (database.num,)
+        )
+    ]
+    low, high = 0, len(seqs)
+    while low < high:
+        middle = (low + high) // 2
+        if covers(cursor.vector, vector_at(connection, database, seqs[middle])):
+            low = middle + 1
+        else:
+            high = middle
+    return database.place | (seqs[low - 1] if low else 0)
+
+
+def unseen(found: list[Row], vector: Vector) -> Iterator[Row]:
+    """Those rows that hold a write which ``vector`` does not cover."""
+    return (row for row in found if not covers(vector, row.document.context))
+
+
+def seq_of(place: int) -> int:
+    """The change's number in its database."""
+    return place & SEQ_MASK

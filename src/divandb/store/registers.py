@@ -1,0 +1,72 @@
+"""Last-writer-wins values: `_security`, database options, `_local` documents, settings.
+
+A register holds the value with the greatest stamp; of equal stamps, the greater dot. A deletion is
+a value
+of ``None`` that keeps its stamp, so that an older write which arrives late stays beaten.
+"""
+
+from typing import Any
+
+import msgspec
+
+from divandb.store.databases import Database
+from divandb.store.file import Connection
+from divandb.store.ledger import Kind, Ledger
+
+NODE = 0
+"""The db number of registers that belong to no database."""
+SECURITY = "security"
+LOCAL = "local"
+OPTION = "option"
+SETTING = "setting"
+
+
+class Register(msgspec.Struct, frozen=True):
+    """A value with what decides between it and another."""
+
+    value: bytes | None
+    stamp: int
+    origin: int
+    oseq: int
+
+
+def read(connection: Connection, db: int, kind: str, key: str) -> Register | None:
+    """The register, with deletions; ``None`` if it was never set."""
+    row: Any = connection.execute(
+        "SELECT value, stamp, origin, oseq FROM register WHERE db = ? AND kind = ? AND key = ?",
+        (db, kind, key),
+    ).fetchone()
+    return Register(*row) if row else None
+
+
+def value(connection: Connection, db: int, kind: str, key: str) -> bytes | None:
+    """The value, or ``None`` if it was never set or was deleted."""
+    register = read(connection, db, kind, key)
+    return register.value if register else None
+
+
+def scan(connection: Connection, db: int, kind: str) -> list[tuple[str, bytes]]:
+    """(key, value) of all registers of a kind that are not deleted, by key."""
+    rows = connection.execute(
+        "SELECT key, value FROM register WHERE db = ? AND kind = ? AND value IS NOT NULL"
+        " ORDER BY key",
+        (db, kind),
+    )
+    return [(key, held) for key, held in rows]
+
+
+def write(
+    ledger: Ledger, database: Database | None, kind: str, key: str, new: bytes | None, stamp: int
+) -> Register:
+    """Set a register on this master; the stamp is raised above the one it replaces."""
+    num = database.num if database else NODE
+    before = read(ledger.connection, num, kind, key)
+    if before is not None and stamp <= before.stamp:
+        stamp = ledger.stamp(before.stamp)
+    origin, oseq = ledger.next_dot(Kind.REGISTER, num, f"{kind}/{key}", stamp)
+    ledger.connection.execute(
+        "INSERT OR REPLACE INTO register VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (num, kind, key, new, stamp, origin, oseq),
+    )
+    ledger.changes.registers.add((num, kind, key))
+    return Register(new, stamp, origin, oseq)

@@ -1,0 +1,162 @@
+"""The one thread that writes, and the group commit.
+
+Jobs that wait are taken together, share a transaction and one fsync, and are answered together
+after it: one
+wake-up of the event loop a batch. ``run`` is the batch itself, with no thread in it, so that a
+simulation
+can call it on its own clock.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import apsw
+import msgspec
+
+from divandb.config import Limits
+from divandb.errors import Busy, DivanError, StorageFull
+from divandb.store.ledger import Changes
+
+
+class Job(msgspec.Struct):
+    """A command that waits for its commit; ``done`` gets the result or the error."""
+
+    command: Any
+    size_bytes: int
+    done: Callable[[Any], None]
+    result: Any = None
+
+
+class Work(Protocol):
+    """What the writer asks of whoever carries out commands."""
+
+    def begin(self) -> None:
+        """Start a transaction."""
+        ...
+
+    def execute(self, command: Any) -> Any:
+        """Carry out one command within it; a ``DivanError`` refuses, and has changed nothing."""
+        ...
+
+    def commit(self) -> Changes:
+        """Make it durable."""
+        ...
+
+    def rollback(self) -> None:
+        """Undo all of it."""
+        ...
+
+
+Deliver = Callable[[list[Job], Changes | None], None]
+
+
+class Writer:
+    """A bounded queue of jobs and the thread that carries them out."""
+
+    def __init__(
+        self, work: Work, limits: Limits, deliver: Deliver, fatal: Callable[[BaseException], None]
+    ) -> None:
+        self._work = work
+        self._fatal = fatal
+        self._limits = limits
+        self._deliver = deliver
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take jobs."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Carry out what waits, then end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    @property
+    def waiting_jobs(self) -> int:
+        return self._queue.qsize()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; raises ``Busy`` when the queue is full."""
+        full = self._queue.qsize() >= self._limits.write_queue_jobs_max
+        if full or self._waiting_bytes + job.size_bytes > self._limits.write_queue_bytes_max:
+            raise Busy("Too many writes are waiting; try again shortly.")
+        with self._lock:
+            self._waiting_bytes += job.size_bytes
+        self._queue.put(job)
+
+    def _loop(self) -> None:
+        open_for_jobs = True
+        try:
+            while open_for_jobs:
+                batch, open_for_jobs = self._take()
+                if batch:
+                    self._deliver(*self.run(batch))
+        except BaseException as fault:
+            # Not even undoing worked: what the file holds is not known, so nothing more is written.
+            self._fatal(fault)
+
+    def _take(self) -> tuple[list[Job], bool]:
+        """All that waits, up to a group commit's bounds; and whether more may come."""
+        batch: list[Job] = []
+        size = 0
+        job = self._queue.get()
+        while job is not None:
+            batch.append(job)
+            size += job.size_bytes
+            full = len(batch) >= self._limits.group_commit_jobs_max
+            if full or size >= self._limits.group_commit_bytes_max or self._queue.empty():
+                break
+            job = self._queue.get()
+        with self._lock:
+            self._waiting_bytes -= size
+        return batch, job is not None
+
+    def run(self, batch: list[Job]) -> tuple[list[Job], Changes | None]:
+        """Carry out a batch in one transaction; afterwards each job has its result or error.
+
+        A fault that is not a refusal undoes the batch, and each job is tried alone, so that one
+        cannot fail the others.
+        """
+        try:
+            return batch, self._transact(batch)
+        except Exception as fault:
+            self._work.rollback()
+            if len(batch) == 1:
+                batch[0].result = as_refusal(fault)
+                return batch, None
+        changes: Changes | None = None
+        for job in batch:
+            changes = joined(changes, self.run([job])[1])
+        return batch, changes
+
+    def _transact(self, batch: list[Job]) -> Changes:
+        self._work.begin()
+        for job in batch:
+            try:
+                job.result = self._work.execute(job.command)
+            except DivanError as refusal:
+                job.result = refusal
+        return self._work.commit()
+
+
+def as_refusal(fault: Exception) -> Exception:
+    """A full disk is the client's to know of; any other fault stays what it is."""
+    if isinstance(fault, apsw.FullError | apsw.IOError):
+        return StorageFull("The disk is full or failing: nothing was stored.")
+    return fault
+
+
+def joined(one: Changes | None, other: Changes | None) -> Changes | None:
+    """Both commits' changes as one."""
+    if one is None or other is None:
+        return one or other
+    return Changes(
+        one.documents | other.documents,
+        one.registers | other.registers,
+        one.databases | other.databases,
+    )

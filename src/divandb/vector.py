@@ -1,0 +1,41 @@
+"""Dots and vectors: which writes a state contains.
+
+A *dot* names one write: ``(origin, oseq)``. A *vector* maps an origin to the highest oseq for
+which every write of that origin up to there is contained. A document's *context* has the same
+shape, over the writes to that document alone. Both only ever grow, by ``join``.
+"""
+
+from collections.abc import Iterable, Mapping
+
+Origin = int
+Dot = tuple[Origin, int]
+Vector = Mapping[Origin, int]
+
+
+def contains(vector: Vector, dot: Dot) -> bool:
+    """Is this write among those that the vector covers?"""
+    return vector.get(dot[0], 0) >= dot[1]
+
+
+def covers(vector: Vector, other: Vector) -> bool:
+    """Does ``vector`` contain every write that ``other`` contains?"""
+    return all(vector.get(origin, 0) >= oseq for origin, oseq in other.items())
+
+
+def join(*vectors: Vector) -> dict[Origin, int]:
+    """The least vector that covers all of them."""
+    joined: dict[Origin, int] = {}
+    for vector in vectors:
+        for origin, oseq in vector.items():
+            if joined.get(origin, 0) < oseq:
+                joined[origin] = oseq
+    return joined
+
+
+def advanced(vector: Vector, dots: Iterable[Dot]) -> dict[Origin, int]:
+    """``vector`` raised to cover ``dots``."""
+    raised = dict(vector)
+    for origin, oseq in dots:
+        if raised.get(origin, 0) < oseq:
+            raised[origin] = oseq
+    return raised

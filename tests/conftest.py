@@ -1,0 +1,36 @@
+"""Fixtures for all tests, and an end to a test that hangs."""
+
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from tests.running import Running, running
+
+TEST_S_MAX = 120.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Interrupt a test, with its fixtures, after ``TEST_S_MAX`` or what `timeout_s` says."""
+    marker = item.get_closest_marker("timeout_s")
+    limit_s = float(marker.args[0]) if marker else TEST_S_MAX
+
+    def fail(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"the test took longer than {limit_s:g} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One node for the whole session: tests use databases of their own."""
+    with running(tmp_path_factory.mktemp("node")) as started:
+        yield started

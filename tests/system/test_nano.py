@@ -1,0 +1,13 @@
+"""nano against a node: what the script checks is said in its tests' names."""
+
+import pytest
+
+from tests.running import Running
+from tests.system.js_clients import INSTALL_S_MAX, run_script
+
+RUN_S_MAX = 90.0
+
+
+@pytest.mark.timeout_s(INSTALL_S_MAX + RUN_S_MAX + 30)
+def test_nano(node: Running) -> None:
+    run_script(node, "nano.mjs", RUN_S_MAX)
