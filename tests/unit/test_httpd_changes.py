@@ -35,6 +35,8 @@ from divandb.server import opened
 
 ADMIN = UserContext("admin", (ADMIN_ROLE,))
 
+ADMIN = UserContext("admin", ("_admin",))
+
 
 def wanted(text: str, last_event_id: str | None = None) -> Wanted:
     return read_wanted(parse_qsl(text, keep_blank_values=True), last_event_id)
@@ -173,7 +175,7 @@ class Node:
         known = self.known
         start = self.replica.start(known, "now" if asked.descending else asked.since)
         reader = Reader(self.replica, known, asked, chosen, start)
-        return Feed(self.services, known, asked, reader, FRAMES[asked.feed]())
+        return Feed(self.services, ADMIN, known, asked, reader, FRAMES[asked.feed]())
 
     async def read(self, text: str = "", chosen: Filter = Filter()) -> dict[str, Any]:  # noqa: B008
         answer = b"".join([piece async for piece in self.feed(text, chosen).pieces()])
