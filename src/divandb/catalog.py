@@ -1,8 +1,7 @@
 """The databases that requests may name: what each request needs of one, kept in memory.
 
 Lives on the event loop. Filled from the file at the start and brought up to date in the step that
-answers a
-commit, before its client hears of it.
+answers a commit, before its client hears of it.
 """
 
 import msgspec

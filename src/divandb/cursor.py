@@ -1,9 +1,8 @@
 """Portable `_changes` cursors: ``N-<numbering id, generation, vector>``.
 
 N is a change's number in one database on the node with that numbering. The vector held when a
-change at or
-before N was stored, so that on any other node it finds a place before which everything was seen
-already.
+change at or before N was stored, so that on any other node it finds a place before which everything
+was seen already.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode

@@ -1,10 +1,8 @@
 """Writes in: the node that takes a request fixes everything a master would choose (Rule 5).
 
 Document ids, the parent of each write and with it the new revision, salts, stamps, generations:
-chosen here,
-before the command is first handed to a master, so that carrying it out twice, or late, does what
-once would
-have done.
+chosen here, before the command is first handed to a master, so that carrying it out twice, or late,
+does what once would have done.
 """
 
 import asyncio
@@ -209,9 +207,8 @@ class Entry:
 
     def begin_edit(
         self, known: Known, prepared: Prepared, edit: Edit, done: Callable[[Any], None]
-    ) -> bool:
-        """Hand one ordinary edit to the master without waiting: ``done`` gets the revision or the
-        error.
+    ) -> None:
+        """Hand one ordinary edit to the master: ``done`` gets the revision, or the error.
 
         Only for documents that need no rules of their own; raises ``Busy``.
         """
@@ -228,7 +225,6 @@ class Entry:
 
         command = WriteDocuments(known.name, known.generation, [edit])
         self._submit(Job(command, len(edit.body), answered))
-        return True
 
     async def _again(self, known: Known, prepared: Prepared, done: Callable[[Any], None]) -> None:
         try:

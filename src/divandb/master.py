@@ -1,8 +1,7 @@
 """Accept a write: check it, give it its dot, and store it with its outbox row in one transaction.
 
 Runs on the writer's thread. Everything a command leaves open was fixed by the entry node (Rule 5),
-so that
-carrying out a command twice changes nothing the second time.
+so that carrying out a command twice changes nothing the second time.
 """
 
 from collections.abc import Callable
@@ -142,7 +141,7 @@ class Master:
         document = merge.edited(row.document, parent, write.rev_hash, content, dot, revs_limit)
         born = revtree.find_leaf(document.leaves, content.rev)
         assert born is not None
-        documents.store(self._ledger, database, row, document, (born, write.body))
+        documents.store(self._ledger, database, row, document, [(born, write.body)])
         return content.rev
 
     def _graft(
@@ -160,7 +159,7 @@ class Master:
         )
         document = merge.grafted(row.document, leaf, dot, revs_limit)
         born = revtree.find_leaf(document.leaves, rev) or leaf
-        documents.store(self._ledger, database, row, document, (born, write.body))
+        documents.store(self._ledger, database, row, document, [(born, write.body)])
         return rev
 
     def _keep_blobs(self, write: Edit | Graft) -> DivanError | None:

@@ -14,8 +14,7 @@ So merging is commutative, associative and idempotent whatever was cut from ance
 see (one leaf a revision, no inner leaves, the winner) is a view of the set: ``revtree.shown``.
 
 ``edited``, ``grafted`` and ``purged`` are the writes. Each shows the master all leaves that it
-replaces, so
-each drops what is not shown any more and covers its dots by the new context.
+replaces, so each drops what is not shown any more and covers its dots by the new context.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,7 @@
 """Reads: what a node answers from its own file.
 
 Runs on the event loop, on one query-only connection; each call is one short read. Long answers are
-made of
-pages, so that nobody waits long for anybody.
+made of pages, so that nobody waits long for anybody.
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """The server's settings as ``/_node/_local/_config`` shows them: sections of strings.
 
 Only those that mean something here have defaults; others may be stored, and change nothing. Bounds
-that are
-fixed at the start (``config.Limits``) are not here.
+that are fixed at the start (``config.Limits``) are not here.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
 """The way of every request: CORS, who is asking, which route, and errors as CouchDB gives them.
 
 The path is routed as it was sent, so that ``%2F`` in an id stays part of the id; handlers decode.
-What the fast
-lane can answer never comes here.
+What the fast lane can answer never comes here.
 """
 
 from collections.abc import Sequence

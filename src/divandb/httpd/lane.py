@@ -1,13 +1,11 @@
 """The fast lane: plain reads and writes of one document, decided and answered without a task or a
 framework.
 
-    GET, HEAD /{db}/{doc}        with a Basic header that was found right before, or none where none
-    is needed
+    GET, HEAD /{db}/{doc}        with a Basic header that was found right before
     PUT       /{db}/{doc}        the same, a small JSON body, no attachments
 
 Whatever is out of the ordinary (parameters, escapes, cookies, origins, system databases, errors
-before the write)
-gets ``None`` here and goes the normal way, which gives the same answers.
+before the write) gets ``None`` here and goes the normal way, which gives the same answers.
 """
 
 from collections.abc import Callable
@@ -114,7 +112,8 @@ class Lane:
                     self._services.log.fault("request failed", result, path=url.decode())
                 done(*_written(known, edit, result))
 
-            return entry.begin_edit(known, prepared, edit, finish)
+            entry.begin_edit(known, prepared, edit, finish)
+            return True
         except DivanError:
             # The normal way meets the same error, and knows how to say it.
             return False

@@ -1,10 +1,8 @@
 """uvicorn's httptools protocol with our bounds, and the fast lane in it.
 
 Bounds: how many connections there are (503); the size of a request's head (431) and the time it
-takes; how long a
-client may stay silent while we wait for it, in between requests or in the middle of a body; and how
-long it may take
-nothing of an answer.
+takes; how long a client may stay silent while we wait for it, in between requests or in the middle
+of a body; and how long it may take nothing of an answer.
 """
 
 import asyncio
@@ -165,7 +163,8 @@ def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]
         def on_headers_complete(self) -> None:
             self.in_head = False
             free = self.cycle is None or self.cycle.response_complete
-            if free and self.parser.should_keep_alive():
+            lasting = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
+            if free and lasting:
                 method = self.parser.get_method()
                 if method in (b"GET", b"HEAD") and self._read(method == b"GET"):
                     return

@@ -1,8 +1,8 @@
 """One revision as an answer: the stored bytes, and what the reader asked for besides.
 
 A plain GET is the stored body as it is. Everything else is put behind it: ``_revisions``,
-``_conflicts`` and their
-kin, and ``_attachments`` with data, which is read and encoded a chunk at a time.
+``_conflicts`` and their kin, and ``_attachments`` with data, which is read and encoded a chunk at a
+time.
 """
 
 from base64 import b64encode

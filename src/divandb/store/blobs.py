@@ -1,8 +1,7 @@
 """Attachments' bytes: stored once by the SHA-256 of what is stored, in chunks of one size.
 
 A large one is received chunk by chunk into a blob without a name and *sealed* when its name is
-known;
-what is never sealed, or never referred to, the upkeep collects.
+known; what is never sealed, or never referred to, the upkeep collects.
 """
 
 from collections.abc import Iterator

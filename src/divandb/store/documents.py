@@ -1,5 +1,6 @@
 """Documents as rows: reading a winner, a whole state or a body; storing a new state."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -171,15 +172,14 @@ def store(
     database: Database,
     row: Row,
     document: Document,
-    born: tuple[Leaf, bytes] | None = None,
+    born: Sequence[tuple[Leaf, bytes]] = (),
     *,
     purging: bool = False,
 ) -> None:
     """Store ``document`` as the new state of ``row``, at the database's next place.
 
-    ``born`` is the leaf that the write brought, with its body. Bodies of leaves that are replaced
-    are
-    kept as old revisions, or dropped when ``purging``. ``row`` is brought up to date.
+    ``born`` are the leaves that the write brought, with their bodies. Bodies of leaves that are
+    replaced are kept as old revisions, or dropped when ``purging``. ``row`` is brought up to date.
     """
     shown = document.shown()
     winner = shown[0] if shown else None
@@ -220,27 +220,29 @@ def _settle_bodies(
     row: Row,
     document: Document,
     winner: Leaf | None,
-    born: tuple[Leaf, bytes] | None,
+    born: Sequence[tuple[Leaf, bytes]],
     purging: bool,
 ) -> bytes:
     """Move bodies between the row and the body table; returns the new winner's."""
     before = row.winner
     kept = {(leaf.rev, leaf.digest) for leaf in document.leaves}
-    if born is not None and born[0].attachments:
-        use_blobs(ledger, database.num, row.id, born[0])
+    for leaf, _ in born:
+        if leaf.attachments:
+            use_blobs(ledger, database.num, row.id, leaf)
     if before is not None and not _same(before, winner):
         _retire(ledger, database, row, before, document, purging)
     for leaf in row.document.leaves:
         if (leaf.rev, leaf.digest) not in kept and not _same(leaf, before):
             _lose(ledger, database, row.id, leaf, document, purging)
-    if born is not None and _same(born[0], winner):
-        return born[1]
-    if born is not None:
-        keep_body(
-            ledger, database, row.id, born[0], born[1], leaf=(born[0].rev, born[0].digest) in kept
-        )
-    if winner is None:
-        return b""
+    won: bytes | None = None
+    for leaf, body in born:
+        if _same(leaf, winner):
+            won = body
+        else:
+            is_leaf = (leaf.rev, leaf.digest) in kept
+            keep_body(ledger, database, row.id, leaf, body, leaf=is_leaf)
+    if winner is None or won is not None:
+        return won or b""
     if _same(before, winner):
         return row.body
     body = read_leaf_body(ledger.connection, database.num, row.id, winner)

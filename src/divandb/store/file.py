@@ -1,9 +1,8 @@
 """Opening the node's file: its schema, its identity, its connections.
 
 Identity: ``cluster`` (a uuid that every node of a cluster shares), ``numbering`` (64 random bits,
-new
-when the folder is new and after an unclean stop: places in the file mean something only under it).
-The disk is an argument: ``vfs`` names the SQLite VFS that does the reading and writing.
+new when the folder is new and after an unclean stop: places in the file mean something only under
+it). The disk is an argument: ``vfs`` names the SQLite VFS that does the reading and writing.
 """
 
 import dataclasses

@@ -1,9 +1,8 @@
 """The writer's view of the file: dots, places, marks and counters of the transaction under way.
 
 Only the writer's thread holds one. In memory it keeps what every write needs (the vector, this
-run's
-origin, the databases' counters); ``commit`` writes those rows and makes all of it durable at once,
-``rollback`` forgets it and reads the file again.
+run's origin, the databases' counters); ``commit`` writes those rows and makes all of it durable at
+once, ``rollback`` forgets it and reads the file again.
 """
 
 import enum

@@ -1,8 +1,7 @@
 """Last-writer-wins values: `_security`, database options, `_local` documents, settings.
 
 A register holds the value with the greatest stamp; of equal stamps, the greater dot. A deletion is
-a value
-of ``None`` that keeps its stamp, so that an older write which arrives late stays beaten.
+a value of ``None`` that keeps its stamp, so that an older write which arrives late stays beaten.
 """
 
 from typing import Any

@@ -1,10 +1,8 @@
 """The one thread that writes, and the group commit.
 
 Jobs that wait are taken together, share a transaction and one fsync, and are answered together
-after it: one
-wake-up of the event loop a batch. ``run`` is the batch itself, with no thread in it, so that a
-simulation
-can call it on its own clock.
+after it: one wake-up of the event loop a batch. ``run`` is the batch itself, with no thread in it,
+so that a simulation can call it on its own clock.
 """
 
 import queue
