@@ -5,6 +5,7 @@ Each limit is in the unit that its name ends with. Any of them can be set by an 
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,6 +109,6 @@ def _number(variable: str, text: str, kind: type[Any]) -> Any:
         value = kind(text)
     except ValueError:
         raise ValueError(f"{variable} must be a number, not {text!r}") from None
-    if value <= 0:
-        raise ValueError(f"{variable} must be greater than 0")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{variable} must be a number greater than 0")
     return value

@@ -23,6 +23,8 @@ class Cursor(msgspec.Struct, frozen=True):
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[int, int, list[tuple[int, int]]]).decode
 CURSOR_CHARS_MAX = 65_536
+SEQ_MAX = 2**40 - 1
+"""A database's changes are numbered up to here."""
 
 
 def suffix(cursor: Cursor) -> str:
@@ -41,6 +43,8 @@ def parse(text: str) -> tuple[int, Cursor | None]:
     try:
         if len(text) > CURSOR_CHARS_MAX or not number.isascii() or not number.isdigit():
             raise ValueError(text)
+        if len(number) > 13 or int(number) > SEQ_MAX:
+            raise ValueError(number)
         numbering, generation, pairs = _decode(urlsafe_b64decode(packed + "=" * (-len(packed) % 4)))
     except (ValueError, msgspec.MsgspecError):
         raise BadRequest("Malformed sequence supplied in 'since' parameter.") from None

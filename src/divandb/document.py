@@ -160,7 +160,13 @@ def content_digest(members: bytes, deleted: bool, attachments: Sequence[Attachme
     """
     digest = blake2b((b"\x01" if deleted else b"\x00") + members, digest_size=16)
     for att in sorted(attachments, key=lambda att: att.name) if attachments else ():
-        for part in (att.name.encode(), att.content_type.encode(), b"%d" % att.revpos, att.blob):
+        for part in (
+            att.name.encode(),
+            att.content_type.encode(),
+            att.encoding.encode(),
+            b"%d" % att.revpos,
+            att.blob,
+        ):
             digest.update(b"%d:" % len(part))
             digest.update(part)
     return digest.digest()

@@ -139,8 +139,8 @@ class Master:
             pos, (write.rev_hash,), write.deleted, write.digest, write.attachments, (dot,)
         )
         document = merge.edited(row.document, parent, write.rev_hash, content, dot, revs_limit)
-        born = revtree.find_leaf(document.leaves, content.rev)
-        assert born is not None
+        # Not a leaf of the new state if a cut ancestry hid that the tree knew this revision.
+        born = revtree.find_leaf(document.leaves, content.rev) or content
         documents.store(self._ledger, database, row, document, [(born, write.body)])
         return content.rev
 

@@ -651,6 +651,20 @@ def test_a_revision_that_was_cut_from_the_tree_and_came_back_keeps_its_blob(
     store.close()
 
 
+def test_a_revision_that_is_replaced_twice_counts_once(tmp_path: Path) -> None:
+    """Its old body is still here when it is brought again, and again is replaced."""
+    store = Kept(tmp_path, revs_limit=1)
+    db = store.create("db")
+    made = edit("d", None, {"v": 1})
+    (first,) = store.write("db", made)
+    store.write("db", edit("d", first, {}, deleted=True))
+    store.write("db", Graft("d", 1, (made.rev_hash,), False, made.digest, made.body))
+    store.write("db", edit("d", first, {"v": 2}))
+    store.check()
+    assert store.ledger.databases[db.num].old_bytes == len(made.body)
+    store.close()
+
+
 # Free pages and the write-ahead log
 
 

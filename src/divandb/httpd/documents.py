@@ -40,21 +40,13 @@ def given_rev(call: Call, body: dict[str, Any] | None = None) -> str | None:
     agree.
     """
     tag = call.headers.get("if-match")
-    named = {
-        rev
-        for rev in (
-            call.query.get("rev"),
-            tag.strip('"') if tag else None,
-            (body or {}).get("_rev"),
-        )
-        if rev
-    }
-    if len(named) > 1:
-        raise BadRequest("Document rev from request body and query string have different values")
-    rev = named.pop() if named else None
-    if rev is not None:
+    given = (call.query.get("rev"), tag.strip('"') if tag else None, (body or {}).get("_rev"))
+    named = [rev for rev in given if rev]
+    for rev in named:
         revtree.parse_rev(rev)
-    return rev
+    if len(set(named)) > 1:
+        raise BadRequest("Document rev from request body and query string have different values")
+    return named[0] if named else None
 
 
 # Reading

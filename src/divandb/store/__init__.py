@@ -3,6 +3,10 @@
 schema.sql      the tables and what each is for
 file            opening the file, its identity, its connections
 ledger          what one group commit changes, and how it becomes rows
+outbox          this node's writes as Write Events
+arrivals        other nodes' writes, into the file
+positions       how far boards were read
+catchup         what lies beyond a vector
 writer          the one thread that writes, and the group commit
 documents       reading documents and bodies
 changes         reading changes by place, marks, portable cursors' places

@@ -51,6 +51,27 @@ def seal(connection: Connection, num: int, name: bytes, length: int, now_ms: int
     )
 
 
+def take_chunk(
+    connection: Connection, name: bytes, index: int, length: int, data: bytes, now_ms: int
+) -> None:
+    """Store a chunk of another node's blob, in any order and twice; the last to come seals it."""
+    if touch(connection, name, now_ms):
+        return
+    row: Any = connection.execute("SELECT num FROM blob WHERE arriving = ?", (name,)).fetchone()
+    num: int = row[0] if row else open_blob(connection, now_ms)
+    if row is None:
+        connection.execute("UPDATE blob SET arriving = ? WHERE num = ?", (name, num))
+    place = num << CHUNK_BITS
+    connection.execute("INSERT OR IGNORE INTO blob_chunk VALUES (?, ?)", (place | index, data))
+    held: Any = connection.execute(
+        "SELECT count(*) FROM blob_chunk WHERE place >= ? AND place < ?",
+        (place, (num + 1) << CHUNK_BITS),
+    ).fetchone()
+    if held[0] == max(-(-length // CHUNK_BYTES), 1):
+        connection.execute("UPDATE blob SET arriving = NULL WHERE num = ?", (num,))
+        seal(connection, num, name, length, now_ms)
+
+
 def discard(connection: Connection, num: int) -> None:
     """Forget a blob that was never sealed, and its chunks."""
     connection.execute("DELETE FROM blob WHERE num = ? AND name IS NULL", (num,))

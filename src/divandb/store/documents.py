@@ -8,6 +8,7 @@ import orjson
 
 from divandb import revtree
 from divandb.clock import stamp_ms
+from divandb.event import DocumentState
 from divandb.merge import NOTHING, Document
 from divandb.revtree import Attachment, Leaf
 from divandb.store import blobs
@@ -25,6 +26,7 @@ _decode_attachments = msgspec.msgpack.Decoder(tuple[Attachment, ...]).decode
 
 _WINNER = "SELECT rev, flags, body FROM doc WHERE db = ? AND id = ?"
 _ROW = "SELECT place, flags, rev, body, tree FROM doc WHERE db = ? AND id = ?"
+_TREES = "SELECT place, id, tree FROM doc WHERE place > ? AND place < ? ORDER BY place LIMIT ?"
 _INSERT = "INSERT INTO doc VALUES (?, ?, ?, ?, ?, ?, ?)"
 _EXISTING = """
 SELECT id FROM doc INDEXED BY doc_by_id WHERE db = ? AND id IN (SELECT value FROM json_each(?))
@@ -120,6 +122,25 @@ def read_leaf_body(connection: Connection, num: int, doc_id: str, leaf: Leaf) ->
         raise LookupError(f"the body of leaf {leaf.rev} of {doc_id!r} is not in the file")
     body: bytes = row[0]
     return body
+
+
+def read_state(connection: Connection, num: int, doc_id: str) -> DocumentState:
+    """The document as a Write Event carries it: leaves and context, with the leaves' bodies."""
+    row = read_row(connection, num, doc_id)
+    winner = row.winner
+    bodies_of = tuple(
+        row.body if _same(leaf, winner) else read_leaf_body(connection, num, doc_id, leaf)
+        for leaf in row.document.leaves
+    )
+    return DocumentState(doc_id, row.document, bodies_of)
+
+
+def contexts_after(
+    connection: Connection, place: int, end: int, limit: int
+) -> list[tuple[int, str, dict[int, int]]]:
+    """(place, id, context) of the next rows between two places."""
+    rows: Any = connection.execute(_TREES, (place, end, limit))
+    return [(at, doc_id, _decode_document(tree).context) for at, doc_id, tree in rows]
 
 
 def bodies(connection: Connection, num: int, doc_id: str) -> dict[str, bool]:

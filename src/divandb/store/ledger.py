@@ -15,7 +15,7 @@ from divandb.clock import HybridClock, Rng
 from divandb.store import databases
 from divandb.store.databases import Database
 from divandb.store.file import Connection
-from divandb.vector import Dot, Origin
+from divandb.vector import Dot, Origin, Vector, covers
 
 MARK_CHANGES_MAX = 100
 
@@ -60,17 +60,19 @@ class Ledger:
 
     def _load(self) -> None:
         rows: Any = self.connection.execute(
-            "SELECT origin, contained, stamp FROM origin"
+            "SELECT origin, contained, reached, stamp FROM origin"
         ).fetchall()
-        self.vector: dict[Origin, int] = {origin: contained for origin, contained, _ in rows}
+        self.vector: dict[Origin, int] = {origin: contained for origin, contained, _, _ in rows}
+        self.reached: dict[Origin, int] = {origin: reached for origin, _, reached, _ in rows}
         self.databases = {row.num: row for row in databases.load_all(self.connection)}
         self.register = databases.newest(list(self.databases.values()))
         self.changes = no_changes()
         self._touched: set[int] = set()
+        self._moved: set[Origin] = set()
         self.after_commit.clear()
         self._outbox: list[tuple[int, int, int, int, str, int]] = []
         self._begun = 0
-        for _, _, stamp in rows:
+        for _, _, _, stamp in rows:
             self._hlc.seen(stamp)
         if self.origin is not None and self.origin not in self.vector:
             self.origin = None
@@ -85,8 +87,14 @@ class Ledger:
         self._write_outbox()
         for num in self._touched:
             databases.update(self.connection, self.databases[num])
+        for origin in self._moved:
+            self.connection.execute(
+                "UPDATE origin SET contained = ?, reached = ? WHERE origin = ?",
+                (self.vector[origin], self.reached[origin], origin),
+            )
         self.connection.execute("COMMIT")
         self._touched.clear()
+        self._moved.clear()
         for call in self.after_commit:
             call()
         self.after_commit.clear()
@@ -103,11 +111,15 @@ class Ledger:
         """A hybrid-logical-clock time above every earlier one and above ``after``."""
         return self._hlc.stamp(after)
 
+    def seen(self, stamp: int) -> None:
+        """Take note of another node's stamp: our next ones exceed it."""
+        self._hlc.seen(stamp)
+
     def next_dot(self, kind: Kind, db: int, key: str, stamp: int | None = None) -> Dot:
         """Name the next write of this origin and give it its outbox row."""
         origin = self.origin if self.origin is not None else self._open_origin()
         oseq = self.vector[origin] + 1
-        self.vector[origin] = oseq
+        self.vector[origin] = self.reached[origin] = oseq
         self._outbox.append((origin, oseq, kind, db, key, stamp or self._begun))
         return (origin, oseq)
 
@@ -115,9 +127,9 @@ class Ledger:
         # Nobody continues another's origin: each run that accepts a write opens its own.
         origin = int.from_bytes(self._rng.token(8), "big", signed=True)
         self.connection.execute(
-            "INSERT INTO origin VALUES (?, ?, 0, ?)", (origin, self._slot, self._hlc.stamp())
+            "INSERT INTO origin VALUES (?, ?, 0, 0, ?)", (origin, self._slot, self._hlc.stamp())
         )
-        self.vector[origin] = 0
+        self.vector[origin] = self.reached[origin] = 0
         self.origin = origin
         return origin
 
@@ -130,10 +142,60 @@ class Ledger:
         )
         origin, oseq = self._outbox[-1][:2]
         self.connection.execute(
-            "UPDATE origin SET contained = ?, stamp = ? WHERE origin = ?",
+            "UPDATE origin SET contained = ?1, reached = ?1, stamp = ?2 WHERE origin = ?3",
             (oseq, self._hlc.last, origin),
         )
         self._outbox.clear()
+
+    def cover(self, origin: Origin, slot: str, after: int, upto: int) -> None:
+        """Take note that another origin's writes in (after, upto] are in the file (Rule 4).
+
+        The vector moves only where they join what it covers; others are kept aside until they do.
+        """
+        contained = self._known(origin, slot)
+        if upto <= contained:
+            return
+        if after > contained:
+            self.connection.execute(
+                "INSERT INTO ahead VALUES (?1, ?2, ?3)"
+                " ON CONFLICT DO UPDATE SET upto = max(upto, excluded.upto)",
+                (origin, after, upto),
+            )
+            return
+        self.vector[origin] = self._joined(origin, upto)
+        self.reached[origin] = max(self.reached[origin], self.vector[origin])
+        self._moved.add(origin)
+
+    def reach(self, context: Vector) -> None:
+        """Take note that a document holds these writes, be they ahead of the vector or not."""
+        for origin, oseq in context.items():
+            self._known(origin, "")
+            if self.reached[origin] < oseq:
+                self.reached[origin] = oseq
+                self._moved.add(origin)
+
+    def _known(self, origin: Origin, slot: str) -> int:
+        """What is contained of an origin; its row is made, and gets its slot once that is known."""
+        if origin not in self.vector:
+            self.connection.execute("INSERT INTO origin VALUES (?, ?, 0, 0, 0)", (origin, slot))
+            self.vector[origin] = self.reached[origin] = 0
+        elif slot and not self.vector[origin]:
+            self.connection.execute("UPDATE origin SET slot = ? WHERE origin = ?", (slot, origin))
+        return self.vector[origin]
+
+    def _joined(self, origin: Origin, upto: int) -> int:
+        """``upto``, moved on by what was kept aside and now joins it."""
+        rows: Any = self.connection.execute(
+            "SELECT after, upto FROM ahead WHERE origin = ? ORDER BY after", (origin,)
+        ).fetchall()
+        for after, end in rows:
+            if after > upto:
+                break
+            upto = max(upto, end)
+            self.connection.execute(
+                "DELETE FROM ahead WHERE origin = ? AND after = ?", (origin, after)
+            )
+        return upto
 
     def touch(self, database: Database) -> None:
         """Have the database's counters written with the commit."""
@@ -145,11 +207,25 @@ class Ledger:
         Called after the change's dot was taken: the mark then covers the change itself.
         """
         database.seq += 1
-        if database.seq - database.mark_seq >= MARK_CHANGES_MAX:
-            self.mark(database)
+        self.mark_if_due(database)
         self._touched.add(database.num)
         self.changes.documents.add(database.num)
         return database.place | database.seq
+
+    def mark_if_due(self, database: Database) -> None:
+        """Store a mark if the last one is far back and what the documents hold is all covered.
+
+        A mark vouches both ways: what it covers has its place before it, and what has its place
+        before it is covered. While documents hold writes ahead of the vector, none can be made.
+        """
+        due = database.seq - database.mark_seq >= MARK_CHANGES_MAX
+        if due and covers(self.vector, self.reached):
+            self.mark(database)
+
+    def mark_touched(self) -> None:
+        """Store the marks that are due in what this transaction has changed so far."""
+        for num in self._touched:
+            self.mark_if_due(self.databases[num])
 
     def mark(self, database: Database) -> None:
         """Note that all writes the vector covers have places up to the database's newest."""

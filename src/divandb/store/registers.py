@@ -69,3 +69,22 @@ def write(
     )
     ledger.changes.registers.add((num, kind, key))
     return Register(new, stamp, origin, oseq)
+
+
+def take(ledger: Ledger, database: Database | None, kind: str, key: str, arrived: Register) -> bool:
+    """Take another node's value if it is later than ours; was it?"""
+    num = database.num if database else NODE
+    before = read(ledger.connection, num, kind, key)
+    if before is not None and _order(before) >= _order(arrived):
+        return False
+    ledger.connection.execute(
+        "INSERT OR REPLACE INTO register VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (num, kind, key, arrived.value, arrived.stamp, arrived.origin, arrived.oseq),
+    )
+    ledger.seen(arrived.stamp)
+    ledger.changes.registers.add((num, kind, key))
+    return True
+
+
+def _order(register: Register) -> tuple[int, int, int]:
+    return (register.stamp, register.origin, register.oseq)

@@ -6,12 +6,13 @@ CREATE TABLE meta (
     value ANY
 ) WITHOUT ROWID;
 
--- The vector: all writes of `origin` up to `contained` are in this file. `stamp` is the latest
--- hybrid-logical-clock time of a write of this origin.
+-- The vector: all writes of `origin` up to `contained` are in this file. `reached` is the highest write that any
+-- document holds, which may be ahead. `stamp` is the latest hybrid-logical-clock time of a write of this origin.
 CREATE TABLE origin (
     origin    INTEGER PRIMARY KEY,
     slot      TEXT NOT NULL,
     contained INTEGER NOT NULL,
+    reached   INTEGER NOT NULL,
     stamp     INTEGER NOT NULL
 );
 
@@ -73,7 +74,7 @@ CREATE TABLE mark (
 -- A row for every oseq of this node's origins, in order, until published.
 -- kind: 1 document (key = id), 2 register (key = kind/key), 3 database created, 4 database dropped.
 CREATE TABLE outbox (
-    n      INTEGER PRIMARY KEY,
+    n      INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice, though published rows go
     origin INTEGER NOT NULL,
     oseq   INTEGER NOT NULL,
     kind   INTEGER NOT NULL,
@@ -98,6 +99,7 @@ CREATE TABLE register (
 CREATE TABLE blob (
     num        INTEGER PRIMARY KEY,
     name       BLOB UNIQUE,
+    arriving   BLOB UNIQUE, -- the name of one that comes in chunks from another node
     length     INTEGER NOT NULL,
     touched_ms INTEGER NOT NULL
 );
@@ -114,6 +116,28 @@ CREATE TABLE blob_use (
     PRIMARY KEY (db, id, rev, blob)
 ) WITHOUT ROWID;
 CREATE INDEX blob_use_by_blob ON blob_use (blob);
+
+-- Writes of others that were applied ahead of the vector: (after, upto] of an origin, not yet joined to it.
+CREATE TABLE ahead (
+    origin INTEGER NOT NULL,
+    after  INTEGER NOT NULL,
+    upto   INTEGER NOT NULL,
+    PRIMARY KEY (origin, after)
+) WITHOUT ROWID;
+
+-- Events that could not be applied, whole, with the reason: holes in the vector, tried again at each start.
+CREATE TABLE hole (
+    n      INTEGER PRIMARY KEY,
+    reason TEXT NOT NULL,
+    event  BLOB NOT NULL UNIQUE
+);
+
+-- `_local` documents of others that vouch for writes which are not here yet.
+CREATE TABLE waiting (
+    n     INTEGER PRIMARY KEY,
+    seen  BLOB NOT NULL,
+    event BLOB NOT NULL UNIQUE
+);
 
 -- How far each board's partition has been applied, with the board's identity.
 CREATE TABLE position (

@@ -1,0 +1,418 @@
+"""Scenarios as sentences: each is a trace that loses data, or promises, in a careless version."""
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from divandb import event as events
+from divandb.errors import DivanError
+from divandb.event import Event
+from tests.sim import checkers
+from tests.sim.cluster import Cluster
+from tests.sim.world import SimLoop, run
+
+Body = Callable[[Cluster], Awaitable[None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., None]:
+    """Run a scenario; in the end all nodes must hold the same."""
+
+    def start(body: Body, *, seed: int = 1, size: int = 3, revs_limit: int = 1000) -> None:
+        loop = SimLoop()
+
+        async def whole() -> None:
+            cluster = Cluster(loop, tmp_path, seed, size=size, revs_limit=revs_limit)
+            await body(cluster)
+            await cluster.settled()
+            checkers.same_everywhere(cluster)
+            checkers.marks_are_truthful(cluster)
+
+        run(whole(), loop)
+
+    return start
+
+
+def test_a_write_at_one_master_is_read_at_the_others(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        rev = await m1.put("x", "d", 1)
+        await c.settled()
+        assert m2.leaves("x", "d") == m3.leaves("x", "d") == [rev]
+
+    play(body)
+
+
+def test_concurrent_edits_both_stay_and_all_agree_on_the_winner(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        first = await m1.put("x", "d", 0)
+        await c.settled()
+        mine = await m1.put("x", "d", 1, parent=first)
+        theirs = await m2.put("x", "d", 2, parent=first)
+        await c.settled()
+        assert m1.leaves("x", "d") == m2.leaves("x", "d") == m3.leaves("x", "d")
+        assert set(m3.leaves("x", "d")) == {mine, theirs}
+
+    play(body)
+
+
+def test_the_same_edit_at_two_masters_is_one_revision(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        await c.settled()
+        assert await m1.put("x", "d", 1) == await m2.put("x", "d", 1)
+        await c.settled()
+        assert len(m3.leaves("x", "d")) == 1
+
+    play(body)
+
+
+def test_trace_2_a_snapshot_is_of_one_moment(play: Callable[..., None]) -> None:
+    """Catch-up reads while the peer goes on: what it says it contains is what it gave."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = c.nodes
+        await m1.create("x")
+        c.board.up = False
+        for number in range(60):
+            await m1.put("x", f"d{number}", number)
+        catching = asyncio.ensure_future(m2.catch_up())
+        for number in range(60, 90):
+            await asyncio.sleep(0.001)
+            await m1.put("x", f"d{number % 70}b", number)
+        await catching
+        c.board.up = True
+
+    play(body)
+
+
+def test_trace_7_drop_meets_create_and_writes_in_any_order(play: Callable[..., None]) -> None:
+    """Higher generation wins, dropped wins within one; late events of an old one are ignored."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        await m2.create("x")  # concurrently: the same database
+        await m1.put("x", "a", 1)
+        await c.settled()
+        await m3.drop("x")
+        await m1.put("x", "b", 1)  # m1 has not heard of the drop
+        await c.settled()
+        await m2.create("x")
+        await m2.put("x", "c", 1)
+        await c.settled()
+        assert [n.leaves("x", "a") for n in c.nodes] == [[], [], []]
+        assert all(n.leaves("x", "c") for n in c.nodes)
+
+    play(body)
+
+
+def test_trace_8_ancestries_that_were_cut_still_merge_the_same(play: Callable[..., None]) -> None:
+    """`_revs_limit` 3: one node is cut off at revision 5, the others go on to 20."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        rev = await m1.put("x", "d", 0)
+        for number in range(1, 5):
+            rev = await m1.put("x", "d", number, parent=rev)
+        await c.settled()
+        c.board.up = False
+        await m3.put("x", "d", "aside", parent=rev)
+        for number in range(5, 20):
+            rev = await m1.put("x", "d", number, parent=rev)
+        c.board.up = True
+        await c.settled()
+        assert m1.leaves("x", "d") == m2.leaves("x", "d") == m3.leaves("x", "d")
+
+    play(body, revs_limit=3)
+
+
+def test_trace_9_a_purge_does_not_come_back_with_the_next_event(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = c.nodes
+        await m1.create("x")
+        rev = await m1.graft("x", "d", "1-a", "gone")
+        await m1.graft("x", "d", "1-b", "stays")
+        await c.settled()
+        await m1.purge("x", "d", rev)
+        await m2.put("x", "d", "on", parent="1-b")  # has not heard of the purge
+        await c.settled()
+        assert all(rev not in n.leaves("x", "d") for n in c.nodes)
+
+    play(body)
+
+
+def test_trace_10_no_number_is_used_twice_after_a_crash(play: Callable[..., None]) -> None:
+    """Each run opens an origin of its own."""
+
+    async def body(c: Cluster) -> None:
+        m1 = c.nodes[0]
+        await m1.create("x")
+        first = m1.ledger.origin
+        m1.crash()
+        await asyncio.sleep(1)
+        m1.start()
+        await m1.put("x", "d", 1)
+        assert m1.ledger.origin != first
+
+    play(body)
+
+
+def test_trace_11_coalesced_events_complete_no_more_than_they_hold(
+    play: Callable[..., None],
+) -> None:
+    """d@1, e@2, d@3 leave as e@2, d@3: after the first of them, write 1 is not contained."""
+
+    acknowledged = checkers.Acknowledged()
+
+    async def body(c: Cluster) -> None:
+        m1 = c.nodes[0]
+        c.watch = acknowledged.check_vector
+        await m1.create("x")
+        await c.settled()
+        c.board.up = False
+        for number in range(10):
+            rev = await m1.put("x", f"d{number}", 1)
+            acknowledged.note(m1, "x", f"d{number}", rev)
+            acknowledged.note(m1, "x", f"e{number}", await m1.put("x", f"e{number}", 1))
+            rev = await m1.put("x", f"d{number}", 2, parent=rev)
+            acknowledged.note(m1, "x", f"d{number}", rev)
+        c.board.up = True
+
+    play(body)
+
+
+def test_trace_13_an_event_of_another_version_is_kept_and_not_passed(
+    play: Callable[..., None],
+) -> None:
+    """It is a hole in the vector; what comes after it is applied all the same."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = c.nodes
+        await m1.create("x")
+        await c.settled()
+        stranger = Event(2, "m1", 7, 1, 0, 1, 0, events.DOCUMENT, "x", 1, b"")
+        c.board.inject(0, events.encode(stranger))
+        c.board.inject(0, b"\x93damaged")
+        rev = await m1.put("x", "d", 1)
+        await c.until(lambda: m2.leaves("x", "d") == [rev])
+        await c.settled()
+        for node in c.nodes:
+            assert 7 not in node.ledger.vector
+            reasons = node.connection.execute("SELECT reason FROM hole ORDER BY n").fetchall()
+            assert "event version 2" in reasons[0][0]
+            assert len(reasons) == 2
+
+    play(body)
+
+
+def test_trace_14_a_write_whose_database_was_dropped_leaves_no_gap(
+    play: Callable[..., None],
+) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = c.nodes
+        await m1.create("x")
+        await m1.create("y")
+        await c.settled()
+        c.board.up = False
+        await m1.put("x", "d", 1)
+        await m1.drop("x")
+        rev = await m1.put("y", "e", 1)
+        c.board.up = True
+        await c.settled()
+        assert m2.leaves("y", "e") == [rev]
+
+    play(body)
+
+
+def test_trace_16_one_revision_with_two_contents_is_the_same_everywhere(
+    play: Callable[..., None],
+) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        await c.settled()
+        await m1.graft("x", "d", "1-a", "one content")
+        await m2.graft("x", "d", "1-a", "another")
+        await c.settled()
+        assert m1.row("x", "d").body == m2.row("x", "d").body == m3.row("x", "d").body
+
+    play(body)
+
+
+def test_trace_18_a_board_that_forgot_sends_nobody_past_anything(
+    play: Callable[..., None],
+) -> None:
+    """The topic is made again: offsets that fit the new log mean nothing; peers fill in."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        await c.settled()
+        m3.crash()
+        for number in range(30):
+            await m1.put("x", f"d{number}", number)
+        await c.until(lambda: bool(m2.leaves("x", "d29")))
+        c.board.forget("log-1")
+        for number in range(30, 80):
+            await m1.put("x", f"d{number}", number)
+        await asyncio.sleep(1)
+        m3.start()
+        await c.settled()
+        assert all(m3.leaves("x", f"d{number}") for number in range(80))
+
+    play(body)
+
+
+def test_a_gap_that_no_peer_can_fill_yet_is_not_passed(play: Callable[..., None]) -> None:
+    """The board forgot what only m1 has, and m1 cannot be asked: what follows is applied, but the
+    vector waits until it can.
+    """
+    acknowledged = checkers.Acknowledged()
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        c.watch = acknowledged.check_vector
+        await m1.create("x")
+        await c.settled()
+        m2.crash()
+        m3.crash()
+        c.cut = {frozenset((0, 1)), frozenset((0, 2))}
+        for number in range(10):
+            rev = await m1.put("x", f"lost{number}", number)
+            acknowledged.note(m1, "x", f"lost{number}", rev)
+        await asyncio.sleep(5)
+        c.board.forget_again()
+        m2.start()
+        m3.start()
+        rev = await m1.put("x", "after", 1)
+        acknowledged.note(m1, "x", "after", rev)
+        await c.until(lambda: m2.leaves("x", "after") == m3.leaves("x", "after") == [rev])
+        await asyncio.sleep(20)
+        assert not m2.leaves("x", "lost0")
+        assert m1.ledger.origin is not None
+        assert m2.ledger.vector[m1.ledger.origin] == 1
+        c.cut.clear()
+        await c.settled()
+        acknowledged.check(c)
+
+    play(body)
+
+
+def test_a_reader_that_retention_has_passed_catches_up_from_a_peer(
+    play: Callable[..., None],
+) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        await c.settled()
+        m3.crash()
+        for number in range(50):
+            await m1.put("x", f"d{number}", number)
+        await c.until(lambda: bool(m2.leaves("x", "d49")))
+        c.board.truncate(keep=5)
+        m3.start()
+        await c.settled()
+        assert all(m3.leaves("x", f"d{number}") for number in range(50))
+
+    play(body)
+
+
+def test_trace_19_half_a_batch_is_sent_again_from_its_beginning(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        m1 = c.nodes[0]
+        c.faults.torn_batches = 0.5
+        await m1.create("x")
+        for number in range(40):
+            await m1.put("x", f"d{number % 7}{number}", number)
+            await asyncio.sleep(0.01)
+        c.faults.torn_batches = 0.0
+
+    play(body)
+
+
+def test_a_board_that_is_away_for_long_stops_no_writes(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        c.board.up = False
+        await c.nodes[0].create("x")
+        for number in range(300):
+            await c.nodes[0].put("x", f"d{number}", number)
+        await asyncio.sleep(30)
+        c.board.up = True
+
+    play(body)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("DIVANDB_SIM_SEEDS", "60"))))
+def test_clusters_under_random_faults_lose_nothing(play: Callable[..., None], seed: int) -> None:
+    """Writers at every master, crashes, a board that goes away, tears batches and loses answers."""
+    acknowledged = checkers.Acknowledged()
+
+    async def body(c: Cluster) -> None:
+        rng = random.Random(seed)
+        c.watch = acknowledged.check_vector
+        for node in c.nodes:
+            await node.create("x")
+        c.faults.delay_s = rng.choice([0.001, 0.05, 0.5])
+        c.faults.lost_answers = rng.choice([0.0, 0.1])
+        c.faults.torn_batches = rng.choice([0.0, 0.1])
+        for _ in range(rng.randrange(50, 200)):
+            await asyncio.sleep(rng.random() * 0.05)
+            await _something(c, rng, acknowledged)
+        c.faults.lost_answers = c.faults.torn_batches = 0.0
+        c.board.up = True
+        for node in c.nodes:
+            if not node.up:
+                node.start()
+        await c.settled()
+        acknowledged.check(c)
+
+    play(body, seed=seed, revs_limit=random.Random(seed).choice([1, 3, 1000]))
+
+
+async def _something(c: Cluster, rng: random.Random, acknowledged: checkers.Acknowledged) -> None:
+    node = rng.choice(c.nodes)
+    if not node.up:
+        if rng.random() < 0.3:
+            node.start()
+        return
+    doc_id = rng.choice("abcdefgh")
+    database = node.ledger.register["x"]
+    roll = rng.random()
+    if roll < 0.02:
+        node.crash()
+    elif roll < 0.05:
+        c.board.up = not c.board.up
+    elif roll < 0.06:
+        c.board.forget_again()
+    elif roll < 0.07:
+        c.board.truncate(keep=rng.randrange(10))
+    elif roll < 0.08:
+        await (node.create("x") if database.dropped else node.drop("x"))
+    elif not database.dropped:
+        await _write(node, rng, doc_id, acknowledged)
+
+
+async def _write(
+    node, rng: random.Random, doc_id: str, acknowledged: checkers.Acknowledged
+) -> None:  # type: ignore[no-untyped-def]
+    shown = node.row("x", doc_id).document.shown()
+    parent = rng.choice(shown).rev if shown else None
+    try:
+        if shown and rng.random() < 0.05:
+            await node.purge("x", doc_id, shown[0].rev)
+            return
+        deleted = parent is not None and rng.random() < 0.1
+        rev = await node.put("x", doc_id, rng.randrange(5), parent=parent, deleted=deleted)
+    except DivanError:
+        return
+    acknowledged.note(node, "x", doc_id, rev)
