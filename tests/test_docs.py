@@ -303,7 +303,8 @@ def test_tables_of_the_file_are_documented() -> None:
     connection.executescript(schema)
     tables = {
         name
-        for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+        for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        if not name.startswith("sqlite_")
     }
     connection.close()
     documented = {

@@ -695,7 +695,7 @@ def test_the_gauge_hears_of_commits_that_write(store: Kept) -> None:
     assert store.gauge.commits == before
     store.create("db")
     assert store.gauge.commits == before + 1
-    assert store.gauge.bytes_since(0) == store.gauge.pages * 8192 > 0
+    assert store.gauge.bytes_since(0) == store.gauge.pages * file.PAGE_BYTES > 0
     store.close()
 
 

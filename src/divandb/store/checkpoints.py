@@ -12,6 +12,7 @@ import apsw
 from divandb.config import MIB, Limits
 from divandb.store import file
 from divandb.store.file import Connection, Disk
+from divandb.store.ledger import Ledger
 
 CHECKPOINT_BYTES = 8 * MIB
 """The write-ahead log is copied into the file each time it has grown by this much."""
@@ -89,3 +90,16 @@ class Checkpointer:
         with self._lock:
             self._open = False
             self._connection.close()
+
+
+def rewind(ledger: Ledger) -> None:
+    """On the writer's thread, behind its commit: copy the few pages that outran a checkpoint.
+
+    Then the log begins again at its start, over blocks that the file has already. While it grows
+    instead, each fsync of it waits for the file system's journal, and with that for the pages
+    that the checkpoint is just writing.
+    """
+    connection = ledger.connection
+    ledger.after_commit.append(
+        lambda: connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    )

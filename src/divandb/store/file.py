@@ -16,9 +16,9 @@ from divandb.clock import Rng
 
 FILE_NAME = "node.sqlite"
 FORMAT = 1
-PAGE_BYTES = 8192
+PAGE_BYTES = 4096
 BUSY_TIMEOUT_MS = 10_000
-WAL_KEPT_BYTES = 32 * 2**20
+WAL_KEPT_BYTES = 64 * 2**20
 """An emptied write-ahead log is cut to this size."""
 
 Connection = apsw.Connection

@@ -54,7 +54,7 @@ class Ledger:
         self._hlc = hlc
         self._rng = rng
         self.origin: Origin | None = None
-        self.after_commit: list[Callable[[], None]] = []
+        self.after_commit: list[Callable[[], object]] = []
         """What to call once the transaction under way is durable; forgotten when it is undone."""
         self._load()
 

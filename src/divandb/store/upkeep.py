@@ -16,7 +16,7 @@ import msgspec
 from divandb.clock import Clock
 from divandb.config import MIB, Limits
 from divandb.store import blobs, chores, documents
-from divandb.store.checkpoints import Checkpointer, WalGauge
+from divandb.store.checkpoints import Checkpointer, WalGauge, rewind
 from divandb.store.chores import DENSE_MARKS, VACUUM_STOP_SHARE, Facts, Task
 from divandb.store.databases import Database
 from divandb.store.file import Connection
@@ -528,9 +528,11 @@ async def _round(
         await asyncio.sleep(took_s)
         if checkpointer.due():
             await offload(checkpointer.run)
+            await execute(rewind, 0)
     # The file is cut to its size when the log is copied.
     if checkpointer.due() or upkeep.totals.returned_pages > returned_pages:
         await offload(checkpointer.run)
+        await execute(rewind, 0)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
