@@ -27,7 +27,7 @@ from divandb.config import Limits
 from divandb.cursor import Cursor
 from divandb.errors import Busy
 from divandb.revtree import Attachment, parse_rev
-from divandb.store import blobs, changes, checkpoints, documents, registers, upkeep
+from divandb.store import blobs, changes, checkpoints, documents, file, registers, upkeep
 from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.chores import (
     DENSE_MARKS,
