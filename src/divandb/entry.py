@@ -147,34 +147,49 @@ class Entry:
     ) -> list[WriteResult]:
         """Write documents; for each its revision, or why it was refused."""
         results: list[WriteResult] = [Conflict()] * len(documents)
-        places = list(range(len(documents)))
+        places: Sequence[int] = range(len(documents))
         for attempt in range(FIX_TRIES_MAX):
-            writes, fixed = [], []
+            fixed: dict[int, Edit | Graft] = {}
             for count, place in enumerate(places, 1):
                 if count % YIELD_EVERY == 0:
                     await asyncio.sleep(0)
-                write = await self._fixed(
-                    known, ctx, documents[place], new_edits, again=attempt > 0
-                )
-                if isinstance(write, DivanError):
-                    results[place] = write
-                else:
-                    writes.append(write)
-                    fixed.append(place)
-            if not writes:
+                try:
+                    prepared = await self._ruled(known, ctx, documents[place])
+                    fixed[place] = self._fixed(known, prepared, new_edits, again=attempt > 0)
+                except DivanError as refusal:
+                    results[place] = refusal
+            places = await self._carried_out(known, documents, fixed, results)
+            if not places:
                 break
-            command = WriteDocuments(known.name, known.generation, writes)
-            for place, result in zip(
-                fixed, await self.execute(command, _size(writes)), strict=True
-            ):
-                results[place] = result
-            places = [
-                place
-                for place, write in zip(fixed, writes, strict=True)
-                if isinstance(results[place], Conflict)
-                and self._may_choose_again(known, documents[place], write)
-            ]
         return results
+
+    async def _carried_out(
+        self,
+        known: Known,
+        documents: Sequence[Prepared],
+        fixed: dict[int, Edit | Graft],
+        results: list[WriteResult],
+    ) -> list[int]:
+        """Have the writes carried out; the places of those whose parent may be chosen again."""
+        if not fixed:
+            return []
+        writes = list(fixed.values())
+        command = WriteDocuments(known.name, known.generation, writes)
+        answers = await self.execute(command, _size(writes))
+        again = []
+        for (place, write), result in zip(fixed.items(), answers, strict=True):
+            results[place] = result
+            refused = isinstance(result, Conflict)
+            if refused and self._may_choose_again(known, documents[place], write):
+                again.append(place)
+        return again
+
+    def _fixed(
+        self, known: Known, prepared: Prepared, new_edits: bool, *, again: bool
+    ) -> Edit | Graft:
+        if new_edits:
+            return self.edit_of(known, prepared, again=again)
+        return self._graft(known, prepared)
 
     def _may_choose_again(self, known: Known, prepared: Prepared, write: Edit | Graft) -> bool:
         """Was the parent our own choice, and would we choose another now?"""
@@ -183,27 +198,13 @@ class Entry:
         winner = self._replica.winner(known, prepared.id)
         return winner is None or bool(winner[1] & 1 and winner[0] != write.parent)
 
-    async def _fixed(
-        self,
-        known: Known,
-        ctx: UserContext,
-        prepared: Prepared,
-        new_edits: bool,
-        *,
-        again: bool,
-    ) -> Edit | Graft | DivanError:
-        try:
-            if prepared.id[0] == "_":
-                policy.check_admin(known.security, ctx)
-            if known.name == users.USERS_DB and prepared.id[0] != "_":
-                prepared = await self._fixed_user(known, ctx, prepared)
-            return (
-                self.edit_of(known, prepared, again=again)
-                if new_edits
-                else self._graft(known, prepared)
-            )
-        except DivanError as refusal:
-            return refusal
+    async def _ruled(self, known: Known, ctx: UserContext, prepared: Prepared) -> Prepared:
+        """The document as it may be stored: some have rules of their own."""
+        if prepared.id[0] == "_":
+            policy.check_admin(known.security, ctx)
+        elif known.name == users.USERS_DB:
+            return await self._fixed_user(known, ctx, prepared)
+        return prepared
 
     def begin_edit(
         self, known: Known, prepared: Prepared, edit: Edit, done: Callable[[Any], None]
