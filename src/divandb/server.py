@@ -4,6 +4,7 @@ The one place that names concrete classes.
 """
 
 import asyncio
+import dataclasses
 import gc
 import signal
 import socket
@@ -103,7 +104,7 @@ async def opened(config: Config) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         disk = file.Disk(config.data / file.FILE_NAME)
         writing = file.open_for_writing(disk, cache_bytes=limits.sqlite_cache_bytes_max)
-        broken = asyncio.Event()
+        broken = threading.Event()
         stack.callback(lambda: file.release(writing, sound=not broken.is_set()))
         identity = file.take_identity(writing, rng)
         reading = file.connect(disk, readonly=True, cache_bytes=limits.sqlite_cache_bytes_max)
@@ -128,30 +129,12 @@ async def opened(config: Config) -> AsyncIterator[Services]:
         gauge = WalGauge(writing)
         upkeep = Upkeep(ledger, gauge, clock, limits)
 
-        def answer(jobs: list[Job], made: Changes | None) -> None:
-            """On the loop: what was committed shows everywhere before any client hears of it."""
-            if made is not None:
-                _spread(made)
-            for job in jobs:
-                job.done(job.result)
-
-        def _spread(made: Changes) -> None:
-            if made.databases or made.registers:
-                catalog.refresh(made)
-            if any(kind == registers.SETTING for _, kind, _ in made.registers):
-                settings.refresh(replica.settings())
-                authenticator.admins_changed()
-            known = catalog.find(users.USERS_DB)
-            if made.databases or (known is not None and known.num in made.documents):
-                authenticator.users_changed()
-            replica.wake(made.documents | made.databases)
-            upkeep.changed.set()
-
-        def deliver(jobs: list[Job], made: Changes | None) -> None:
-            loop.call_soon_threadsafe(answer, jobs, made)
-
+        delivery = _Delivery(loop, catalog, settings, authenticator, replica, upkeep)
         writer = Writer(
-            Master(ledger, clock, limits.revs_limit), limits, deliver, _fatal(log, broken)
+            Master(ledger, clock, limits.revs_limit),
+            limits,
+            delivery.hand_over,
+            _fatal(log, broken),
         )
         writer.start()
         stack.callback(writer.stop)
@@ -193,6 +176,41 @@ async def opened(config: Config) -> AsyncIterator[Services]:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Delivery:
+    """Commits on their way from the writer's thread to everybody on the loop."""
+
+    loop: asyncio.AbstractEventLoop
+    catalog: Catalog
+    settings: Settings
+    authenticator: Authenticator
+    replica: Replica
+    upkeep: Upkeep
+
+    def hand_over(self, jobs: list[Job], made: Changes | None) -> None:
+        """On the writer's thread: one wake-up of the loop a batch."""
+        self.loop.call_soon_threadsafe(self._answer, jobs, made)
+
+    def _answer(self, jobs: list[Job], made: Changes | None) -> None:
+        """What was committed shows everywhere before any client hears of it."""
+        if made is not None:
+            self._spread(made)
+        for job in jobs:
+            job.done(job.result)
+
+    def _spread(self, made: Changes) -> None:
+        if made.databases or made.registers:
+            self.catalog.refresh(made)
+        if any(kind == registers.SETTING for _, kind, _ in made.registers):
+            self.settings.refresh(self.replica.settings())
+            self.authenticator.admins_changed()
+        known = self.catalog.find(users.USERS_DB)
+        if made.databases or (known is not None and known.num in made.documents):
+            self.authenticator.users_changed()
+        self.replica.wake(made.documents | made.databases)
+        self.upkeep.changed.set()
+
+
 async def _first_start(entry: Entry, catalog: Catalog, settings: Settings, rng: SystemRng) -> None:
     """What a new cluster has from the beginning: a secret for cookies, and the system databases."""
     if not settings.find("chttpd_auth", "secret"):
@@ -202,7 +220,7 @@ async def _first_start(entry: Entry, catalog: Catalog, settings: Settings, rng: 
             await entry.create_database(name, {})
 
 
-def _fatal(log: LineLog, broken: asyncio.Event) -> Any:
+def _fatal(log: LineLog, broken: threading.Event) -> Any:
     def fatal(fault: BaseException) -> None:
         """The writer cannot go on: stop the process, and let the supervisor start a sound one."""
         log.fault("the writer failed; the node stops", fault)

@@ -163,6 +163,8 @@ def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]
         def on_headers_complete(self) -> None:
             self.in_head = False
             free = self.cycle is None or self.cycle.response_complete
+            if self.flow.write_paused:
+                free = False  # the client takes no answers: the normal way waits until it does
             lasting = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
             if free and lasting:
                 method = self.parser.get_method()
