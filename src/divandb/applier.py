@@ -79,6 +79,8 @@ class Applier:
         self._rng = rng
         self._log = log
         self._gap_since: float | None = None
+        # What was missed while the node was down may be gone from the board: ask once.
+        self._owed = True
 
     async def run(self) -> None:
         """Apply until cancelled; a board that is away is tried again with back-off."""
@@ -87,45 +89,50 @@ class Applier:
             try:
                 await self._step()
                 pause_s = RETRY_S_MIN
-            except PlaceGone as gone:
-                await self._begin_at(gone.start)
             except Exception as fault:
                 self._log.event("applying waits", topic=self._source.topic, fault=repr(fault))
                 await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
                 pause_s = min(pause_s * 2, RETRY_S_MAX)
-            await self._mend_gap()
+            await self._mend()
 
     async def _step(self) -> None:
         identity = await self._source.identity()
         position = self._position
         if position is None or position.identity != identity:
             # A log that is not the one we read has its own beginning; peers have the rest.
-            position = self._at(identity, 0)
-            if self._position is not None and not await self._catch_up():
-                raise ConnectionError("no peer to catch up from")
-        batch = await self._source.read(position.next)
-        if batch.messages or self._position != position:
-            position = self._at(identity, batch.next)
-            await self._take(batch.messages, position)
-            self._position = position
+            await self._begin_at(0)
+            return
+        try:
+            batch = await self._source.read(position.next)
+        except PlaceGone as gone:
+            await self._begin_at(gone.start)
+            return
+        if batch.messages:
+            await self._move(self._at(identity, batch.next), batch.messages)
 
     async def _begin_at(self, start: int) -> None:
-        """Our place is gone: a peer has what was there, the board goes on at ``start``."""
-        if not await self._catch_up():
-            await asyncio.sleep(RETRY_S_MAX)
-            return
-        position = self._at(await self._source.identity(), start)
-        await self._take([], position)
+        """Go on where the board begins. What it lacks a peer is asked for; until one has answered,
+        marks keep the vector from passing it.
+        """
+        self._owed = True
+        await self._move(self._at(await self._source.identity(), start), [])
+
+    async def _move(self, position: Position, messages: list[bytes]) -> None:
+        await self._take(messages, position)
         self._position = position
 
-    async def _mend_gap(self) -> None:
+    async def _mend(self) -> None:
+        """Ask a peer for what is missing: at once for what the board cannot have, after a while
+        for what may still come.
+        """
+        now = asyncio.get_running_loop().time()
         if not self._has_gap():
             self._gap_since = None
-            return
-        now = asyncio.get_running_loop().time()
-        if self._gap_since is None:
+        elif self._gap_since is None:
             self._gap_since = now
-        elif now - self._gap_since > GAP_PATIENCE_S and await self._catch_up():
+        waited_long = self._gap_since is not None and now - self._gap_since > GAP_PATIENCE_S
+        if (self._owed or waited_long) and await self._catch_up():
+            self._owed = False
             self._gap_since = None
 
     def _at(self, identity: str, offset: int) -> Position:

@@ -8,14 +8,23 @@ from typing import Any
 
 from divandb import document
 from divandb.applier import Applier
+from divandb.attachments import pack
 from divandb.clock import HybridClock
-from divandb.commands import CreateDatabase, DropDatabase, Edit, Graft, Purge, WriteDocuments
+from divandb.commands import (
+    CreateDatabase,
+    DropDatabase,
+    Edit,
+    Graft,
+    Purge,
+    SetRegister,
+    WriteDocuments,
+)
 from divandb.config import Limits
 from divandb.errors import DivanError
 from divandb.master import Master
 from divandb.publisher import Publisher
-from divandb.revtree import parse_rev
-from divandb.store import arrivals, catchup, documents, file, outbox, positions
+from divandb.revtree import Attachment, parse_rev
+from divandb.store import arrivals, catchup, documents, file, outbox, positions, registers
 from divandb.store.catchup import End
 from divandb.store.documents import Row
 from divandb.store.file import Disk
@@ -144,19 +153,41 @@ class Node:
     async def drop(self, name: str) -> None:
         await self.execute(DropDatabase(name, self.ledger.register[name].generation))
 
+    def edit(
+        self, doc_id: str, value: object, *, parent: str | None = None, deleted: bool = False,
+        blob: bytes | None = None,
+    ) -> Edit:  # fmt: skip
+        """An edit as an entry node fixes it."""
+        members = {"v": value}
+        held = (_attachment(blob),) if blob is not None else ()
+        packed = document.dump_members(members)
+        rev_hash = document.rev_hash(parent, deleted, members, held)
+        pos = parse_rev(parent)[0] + 1 if parent else 1
+        body = document.body_bytes(doc_id, f"{pos}-{rev_hash}", deleted, packed, held)
+        digest = document.content_digest(packed, deleted, held)
+        blobs = ((held[0].blob, blob),) if blob is not None else ()
+        return Edit(doc_id, parent, rev_hash, deleted, digest, body, held, blobs)
+
     async def put(
         self, name: str, doc_id: str, value: object, *, parent: str | None = None,
         deleted: bool = False,
     ) -> str:  # fmt: skip
         """Edit a document; the new revision. Raises ``DivanError`` when refused."""
-        members = {"v": value}
-        packed = document.dump_members(members)
-        rev_hash = document.rev_hash(parent, deleted, members, ())
-        pos = parse_rev(parent)[0] + 1 if parent else 1
-        body = document.body_bytes(doc_id, f"{pos}-{rev_hash}", deleted, packed, ())
-        digest = document.content_digest(packed, deleted, ())
-        edit = Edit(doc_id, parent, rev_hash, deleted, digest, body)
-        return await self._write(name, edit)
+        return await self.write(name, self.edit(doc_id, value, parent=parent, deleted=deleted))
+
+    async def put_attachment(self, name: str, doc_id: str, data: bytes) -> str:
+        """A new document with one attachment."""
+        return await self.write(name, self.edit(doc_id, 1, blob=data))
+
+    async def set_register(self, name: str, kind: str, key: str, value: bytes) -> None:
+        """Set a last-writer-wins value, stamped as an entry node here stamps it."""
+        generation = self.ledger.register[name].generation
+        stamp = self.ledger.stamp()
+        await self.execute(SetRegister(name, generation, kind, key, value, stamp))
+
+    def register(self, name: str, kind: str, key: str) -> bytes | None:
+        """What a register holds here."""
+        return registers.value(self.connection, self.ledger.register[name].num, kind, key)
 
     async def graft(self, name: str, doc_id: str, path: str, value: object) -> str:
         """Store a revision made elsewhere: ``path`` is `3-c,b,a`."""
@@ -165,15 +196,16 @@ class Node:
         packed = document.dump_members({"v": value})
         body = document.body_bytes(doc_id, f"{start}-{ancestry[0]}", False, packed, ())
         digest = document.content_digest(packed, False, ())
-        return await self._write(name, Graft(doc_id, int(start), ancestry, False, digest, body))
+        return await self.write(name, Graft(doc_id, int(start), ancestry, False, digest, body))
 
     async def purge(self, name: str, doc_id: str, rev: str) -> None:
         generation = self.ledger.register[name].generation
         await self.execute(Purge(name, generation, {doc_id: [rev]}))
 
-    async def _write(self, name: str, write: Edit | Graft) -> str:
+    async def write(self, name: str, write: Edit | Graft, *, repeat: bool = False) -> str:
+        """Have a write carried out; ``repeat`` marks an attempt after the first."""
         generation = self.ledger.register[name].generation
-        (result,) = await self.execute(WriteDocuments(name, generation, [write]))
+        (result,) = await self.execute(WriteDocuments(name, generation, [write], repeat))
         if isinstance(result, DivanError):
             raise result
         rev: str = result
@@ -248,6 +280,10 @@ class Cluster:
             f"{node.name} {sorted(node.ledger.vector.items())} {node.log.lines[-2:]}"
             for node in self.nodes
         )
+
+
+def _attachment(data: bytes) -> Attachment:
+    return pack(data, "application/octet-stream").attachment("a", "application/octet-stream", 1)
 
 
 def _fail(fault: BaseException) -> None:

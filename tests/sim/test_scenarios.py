@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from divandb import event as events
-from divandb.errors import DivanError
+from divandb.commands import DropDatabase
+from divandb.errors import Conflict, DivanError, NotFound
 from divandb.event import Event
+from divandb.store import blobs, registers
 from tests.sim import checkers
 from tests.sim.cluster import Cluster
 from tests.sim.world import SimLoop, run
@@ -90,6 +92,63 @@ def test_trace_2_a_snapshot_is_of_one_moment(play: Callable[..., None]) -> None:
             await m1.put("x", f"d{number % 70}b", number)
         await catching
         c.board.up = True
+
+    play(body)
+
+
+def test_trace_3_a_drop_that_comes_late_spares_the_database_made_since(
+    play: Callable[..., None],
+) -> None:
+    """A DELETE was sent to a master that was stopped and repeated at another; then the database is
+    made again and written, and the first master wakes.
+    """
+
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = c.nodes
+        await m1.create("x")
+        await c.settled()
+        late = DropDatabase("x", m1.ledger.register["x"].generation)
+        await m2.execute(DropDatabase("x", late.generation, repeat=True))
+        await m2.create("x")
+        rev = await m2.put("x", "d", 1)
+        await c.settled()
+        with pytest.raises(NotFound):
+            await m1.execute(late)
+        assert all(n.leaves("x", "d") == [rev] for n in c.nodes)
+
+    play(body)
+
+
+def test_trace_4_a_put_that_comes_late_does_not_undo_a_deletion(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = c.nodes
+        await m1.create("x")
+        await c.settled()
+        late = m1.edit("d", 1)
+        await m2.write("x", late, repeat=True)
+        rev = f"1-{late.rev_hash}"
+        gone = await m2.put("x", "d", 1, parent=rev, deleted=True)
+        await c.settled()
+        with pytest.raises(Conflict):
+            await m1.write("x", late)
+        assert all(n.leaves("x", "d") == [gone] for n in c.nodes)
+
+    play(body)
+
+
+def test_trace_6_a_repeat_is_answered_as_the_first_time(play: Callable[..., None]) -> None:
+    """The first attempt's event has arrived where the second is made: no 409, and no new write."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = c.nodes
+        await m1.create("x")
+        first = await m1.put("x", "d", 0)
+        edit = m1.edit("d", 1, parent=first)
+        rev = await m1.write("x", edit)
+        await c.settled()
+        assert await m2.write("x", edit, repeat=True) == rev
+        with pytest.raises(Conflict):
+            await m2.write("x", edit)
 
     play(body)
 
@@ -249,6 +308,31 @@ def test_trace_16_one_revision_with_two_contents_is_the_same_everywhere(
     play(body)
 
 
+def test_trace_15_a_checkpoint_shows_only_where_its_documents_are(
+    play: Callable[..., None],
+) -> None:
+    """A `_local` event carries its writer's vector, and waits where that much is not contained."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        await c.settled()
+        m3.crash()
+        c.cut = {frozenset((0, 2)), frozenset((1, 2))}
+        await m1.put("x", "d", 1)  # m3 will not find this on the board
+        await c.until(lambda: bool(m2.leaves("x", "d")))
+        c.board.forget_again()
+        await m2.set_register("x", registers.LOCAL, "_local/c", b"checkpoint")
+        m3.start()
+        await c.until(lambda: bool(m3.connection.execute("SELECT 1 FROM waiting").fetchall()))
+        assert m3.register("x", registers.LOCAL, "_local/c") is None
+        c.cut.clear()
+        await c.settled()
+        assert m3.register("x", registers.LOCAL, "_local/c") == b"checkpoint"
+
+    play(body)
+
+
 def test_trace_18_a_board_that_forgot_sends_nobody_past_anything(
     play: Callable[..., None],
 ) -> None:
@@ -336,6 +420,52 @@ def test_trace_19_half_a_batch_is_sent_again_from_its_beginning(play: Callable[.
             await m1.put("x", f"d{number % 7}{number}", number)
             await asyncio.sleep(0.01)
         c.faults.torn_batches = 0.0
+
+    play(body)
+
+
+def test_trace_29_a_clock_that_steps_back_loses_no_setting(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = c.nodes
+        await m1.create("x")
+        await m1.set_register("x", registers.SECURITY, "", b"first")
+        await c.settled()
+        m2.clock.offset_ms = -3_600_000
+        await m2.set_register("x", registers.SECURITY, "", b"second")
+        await c.settled()
+        assert all(n.register("x", registers.SECURITY, "") == b"second" for n in c.nodes)
+
+    play(body)
+
+
+def test_concurrent_settings_end_alike(play: Callable[..., None]) -> None:
+    """Of two the later stamp wins, everywhere; the other is gone without a word."""
+
+    async def body(c: Cluster) -> None:
+        await c.nodes[0].create("x")
+        await c.settled()
+        for node in c.nodes:
+            await node.set_register("x", registers.SECURITY, "", node.name.encode())
+        await c.settled()
+        assert len({n.register("x", registers.SECURITY, "") for n in c.nodes}) == 1
+
+    play(body)
+
+
+def test_an_attachment_travels_ahead_of_its_document(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        data = bytes(range(256)) * 4096
+        await m1.put_attachment("x", "d", data)
+        await c.settled()
+        m3.crash()
+        c.board.truncate(keep=0)
+        m3.start()
+        await c.settled()
+        for node in (m2, m3):
+            (att,) = node.row("x", "d").document.shown()[0].attachments
+            assert b"".join(blobs.read(node.connection, att.blob)) == data
 
     play(body)
 

@@ -46,6 +46,7 @@ def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]
         in_head = False
         heard_s = 0.0
         untaken_bytes = 0
+        running: Any = None
         refused = False
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -85,6 +86,14 @@ def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self.silence.cancel()
+            # uvicorn tells the last request that came; one behind which it waits must know too.
+            if self.running is not None and not self.running.response_complete:
+                self.running.disconnected = True
+                self.running.message_event.set()
+
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            self.running = cycle
+            super()._start_asgi_task(cycle, app)
 
         def _watch_silence(self, after_s: float) -> None:
             self.silence = self.loop.call_later(after_s, self._on_silence)
