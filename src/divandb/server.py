@@ -6,6 +6,7 @@ The one place that names concrete classes.
 import asyncio
 import dataclasses
 import gc
+import logging
 import signal
 import socket
 import sys
@@ -53,6 +54,8 @@ def serve(config: Config, sockets: list[socket.socket]) -> None:
     """Serve on these listening sockets until SIGTERM or SIGINT; then close in order."""
     # The writer's thread must not wait 5 ms for the loop to let go of the interpreter.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # What is wrong with a request its sender hears; a log that anybody can fill helps nobody.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     uvloop.run(_serve(config, sockets))
 
 

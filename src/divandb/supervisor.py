@@ -33,6 +33,8 @@ Serve = Callable[[Config, list[socket.socket]], None]
 """Serve a node on these listening sockets until SIGTERM or SIGINT, then return."""
 
 BACKLOG_CONNECTIONS_MAX = 1024
+RECORD_RETRY_S = 1.0
+"""So often what runs is tried to be written down while the disk refuses it."""
 READY_POLL_S = 0.02
 ANSWER_S_MAX = 1.0
 CRASHED = 70
@@ -214,6 +216,7 @@ class Supervisor:
         self._serve = serve
         self._clock = clock
         self._log = log
+        self._unrecorded = False
         self._bounds = bounds or Bounds()
         names = [config.name for config in configs]
         self._policy = Policy(names, clock, self._bounds, restart)
@@ -296,15 +299,28 @@ class Supervisor:
         actions = self._policy.actions()
         for action, name in actions:
             self._do(action, self._nodes[name])
-        if actions:
-            datadir.write_cluster(self._data, self._cluster)
+        if actions or self._unrecorded:
+            self._record()
         wait_s = self._policy.wait_s()
+        if self._unrecorded:
+            wait_s = min(wait_s or RECORD_RETRY_S, RECORD_RETRY_S)
         if wait_s is None:
             wait_s = wait_s_max
         elif wait_s_max is not None:
             wait_s = min(wait_s, wait_s_max)
         if self._policy.exit_status() is None:
             self._take(_wait_for(self._signals, wait_s))
+
+    def _record(self) -> None:
+        """Write down what runs; a disk that is full just now must not stop the watch over nodes."""
+        try:
+            datadir.write_cluster(self._data, self._cluster)
+        except OSError as problem:
+            if not self._unrecorded:
+                self._log.event("cannot record what runs", fault=problem.strerror or problem)
+            self._unrecorded = True
+        else:
+            self._unrecorded = False
 
     def _take(self, number: int | None) -> None:
         if number == signal.SIGCHLD:
@@ -380,7 +396,7 @@ class Supervisor:
             if pid:
                 self._ended(node, os.waitstatus_to_exitcode(status))
         if not self._policy.stopping:
-            datadir.write_cluster(self._data, self._cluster)
+            self._record()
 
     def _ended(self, node: _Node, code: int) -> None:
         pid, name = node.record.pid, node.config.name

@@ -6,7 +6,7 @@ import apsw
 import pytest
 
 from divandb.store import file
-from divandb.store.file import Disk, FormatError
+from divandb.store.file import Disk, FileError, FormatError
 from tests.stores import SeededRng, Store
 
 MIB = 2**20
@@ -56,7 +56,7 @@ def test_somebody_elses_file_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     disk = Disk(tmp_path / file.FILE_NAME)
     disk.path.write_bytes(b"this is not a database" * 1000)
-    with pytest.raises(apsw.Error):
+    with pytest.raises(FileError, match="not a database"):
         file.open_for_writing(disk, cache_bytes=MIB)
 
 

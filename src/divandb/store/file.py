@@ -24,7 +24,11 @@ WAL_KEPT_BYTES = 64 * 2**20
 Connection = apsw.Connection
 
 
-class FormatError(Exception):
+class FileError(OSError):
+    """The node's file cannot be used: it is damaged, or the disk refuses it."""
+
+
+class FormatError(FileError):
     """The file was written by another version of the database, or is not ours."""
 
 
@@ -64,8 +68,16 @@ def connect(disk: Disk, *, readonly: bool, cache_bytes: int) -> Connection:
 def open_for_writing(disk: Disk, *, cache_bytes: int) -> Connection:
     """The writer's connection; makes the file and its tables when they are not there.
 
-    Raises ``FormatError`` for a file of another format and ``apsw.Error`` for one that is damaged.
+    Raises ``FormatError`` for a file of another format, ``FileError`` for one that is damaged or
+    cannot be written.
     """
+    try:
+        return _opened(disk, cache_bytes)
+    except apsw.Error as fault:
+        raise FileError(f"{disk.path}: {fault}") from fault
+
+
+def _opened(disk: Disk, cache_bytes: int) -> Connection:
     connection = connect(disk, readonly=False, cache_bytes=cache_bytes)
     version = connection.pragma("user_version")
     if version == 0 and not connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall():
@@ -101,7 +113,17 @@ def set_meta(connection: Connection, key: str, value: Any) -> None:
 
 
 def take_identity(connection: Connection, rng: Rng) -> Identity:
-    """The file's identity for this run; marks the file as in use until ``release``."""
+    """The file's identity for this run; marks the file as in use until ``release``.
+
+    Raises ``FileError`` when the disk refuses that.
+    """
+    try:
+        return _taken(connection, rng)
+    except apsw.Error as fault:
+        raise FileError(f"{connection.filename}: {fault}") from fault
+
+
+def _taken(connection: Connection, rng: Rng) -> Identity:
     with connection:
         cluster = get_meta(connection, "cluster")
         if cluster is None:

@@ -11,10 +11,12 @@ import copy
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+import apsw
 import msgspec
 
 from divandb.clock import Clock
 from divandb.config import MIB, Limits
+from divandb.errors import Busy
 from divandb.store import blobs, chores, documents
 from divandb.store.checkpoints import Checkpointer, WalGauge, rewind
 from divandb.store.chores import DENSE_MARKS, VACUUM_STOP_SHARE, Facts, Task
@@ -508,6 +510,9 @@ async def tend(
         try:
             await _round(upkeep, checkpointer, execute, offload)
             pause_s = LOOK_EVERY_S
+        except (Busy, apsw.FullError) as refusal:
+            log.event("upkeep waits", why=str(refusal))
+            pause_s = FAULT_PAUSE_S
         except Exception as fault:  # what cannot be done now is found again; the node goes on
             log.fault("upkeep failed", fault)
             pause_s = FAULT_PAUSE_S
