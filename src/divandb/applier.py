@@ -88,12 +88,12 @@ class Applier:
         while True:
             try:
                 await self._step()
+                await self._mend()
                 pause_s = RETRY_S_MIN
             except Exception as fault:
                 self._log.event("applying waits", topic=self._source.topic, fault=repr(fault))
                 await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
                 pause_s = min(pause_s * 2, RETRY_S_MAX)
-            await self._mend()
 
     async def _step(self) -> None:
         identity = await self._source.identity()
@@ -107,7 +107,7 @@ class Applier:
         except PlaceGone as gone:
             await self._begin_at(gone.start)
             return
-        if batch.messages:
+        if batch.messages or batch.next != position.next:
             await self._move(self._at(identity, batch.next), batch.messages)
 
     async def _begin_at(self, start: int) -> None:

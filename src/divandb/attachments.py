@@ -15,9 +15,9 @@ import msgspec
 from divandb.commands import Blob, Command, DiscardBlob, OpenBlob, PutChunk, SealBlob
 from divandb.config import Limits
 from divandb.errors import BadRequest, MissingStub, TooLarge
+from divandb.event import CHUNK_BYTES
 from divandb.packing import Gunzip, GzipStream, compressible, gzip_bytes
 from divandb.revtree import Attachment
-from divandb.store.blobs import CHUNK_BYTES
 
 GZIP = "gzip"
 DEFAULT_TYPE = "application/octet-stream"

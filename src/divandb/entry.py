@@ -37,6 +37,7 @@ from divandb.errors import (
     DivanError,
     FileExists,
     IllegalDatabaseName,
+    IllegalDocId,
     NotFound,
     TooLarge,
 )
@@ -200,6 +201,8 @@ class Entry:
 
     async def _ruled(self, known: Known, ctx: UserContext, prepared: Prepared) -> Prepared:
         """The document as it may be stored: some have rules of their own."""
+        if prepared.id.startswith("_local/"):
+            raise IllegalDocId("A _local document is not written like others.")
         if prepared.id[0] == "_":
             policy.check_admin(known.security, ctx)
         elif known.name == users.USERS_DB:

@@ -30,6 +30,10 @@ import msgspec
 from divandb.merge import Document
 
 VERSION = 1
+NUMBER_MAX = 2**63 - 1
+CHUNK_BYTES = 256 * 1024
+"""Pieces of an attachment have this size, but for the last."""
+CHUNKS_MAX = 2**24
 DOCUMENT = "document"
 REGISTER = "register"
 CREATED = "created"
@@ -148,7 +152,22 @@ def open_payload(event: Event) -> Payload:
         opened: Payload = decoder.decode(event.payload)
     except msgspec.MsgspecError as fault:
         raise Unreadable(f"damaged {event.kind} event: {fault}") from None
+    if not _is_sound(opened):
+        raise Unreadable(f"damaged {event.kind} event: its parts do not fit")
     return opened
+
+
+def _is_sound(payload: Payload) -> bool:
+    """May it be applied without a second look?"""
+    if isinstance(payload, DocumentState):
+        leaves = payload.document.leaves
+        whole = len(leaves) == len(payload.bodies) and all(leaf.ancestry for leaf in leaves)
+        numbers = [*payload.document.context.values(), *(leaf.pos for leaf in leaves)]
+        return whole and all(0 <= number <= NUMBER_MAX for number in numbers)
+    if isinstance(payload, Chunk):
+        chunks = max(-(-payload.length // CHUNK_BYTES), 1)
+        return 0 <= payload.index < chunks <= CHUNKS_MAX and len(payload.data) <= CHUNK_BYTES
+    return True
 
 
 def _version(data: bytes) -> int:

@@ -139,8 +139,7 @@ class Master:
             pos, (write.rev_hash,), write.deleted, write.digest, write.attachments, (dot,)
         )
         document = merge.edited(row.document, parent, write.rev_hash, content, dot, revs_limit)
-        # Not a leaf of the new state if a cut ancestry hid that the tree knew this revision.
-        born = revtree.find_leaf(document.leaves, content.rev) or content
+        born = _born(document, content)
         documents.store(self._ledger, database, row, document, [(born, write.body)])
         return content.rev
 
@@ -158,7 +157,7 @@ class Master:
             write.pos, write.ancestry, write.deleted, write.digest, write.attachments, (dot,)
         )
         document = merge.grafted(row.document, leaf, dot, revs_limit)
-        born = revtree.find_leaf(document.leaves, rev) or leaf
+        born = _born(document, leaf)
         documents.store(self._ledger, database, row, document, [(born, write.body)])
         return rev
 
@@ -209,6 +208,8 @@ class Master:
             if command.repeat and same:
                 return msgspec.structs.replace(known)
             raise FileExists("The database could not be created, the file already exists.")
+        if known is not None and not known.dropped:  # its drop has not been heard of here yet
+            self._ledger.drop_database(known)
         num = max(self._ledger.databases, default=0) + 1
         now_ms = self._clock.wall_ms()
         database = Database(
@@ -255,3 +256,12 @@ class Master:
 
     def _discard_blob(self, command: DiscardBlob) -> None:
         blobs.discard(self._ledger.connection, command.num)
+
+
+def _born(document: merge.Document, content: Leaf) -> Leaf:
+    """The leaf of the new state that is this content; ``content`` itself if the tree hides it.
+
+    By content as well: a revision may stand there already with another one (``new_edits=false``).
+    """
+    key = (content.rev, content.digest)
+    return next((leaf for leaf in document.leaves if (leaf.rev, leaf.digest) == key), content)

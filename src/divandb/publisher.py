@@ -40,28 +40,28 @@ class Publisher:
         """Did the last attempt to publish fail?"""
 
     async def run(self) -> None:
-        """Publish until cancelled."""
-        while True:
-            self._wake.clear()
-            page = self._read(self.published, ROWS_MAX)
-            if page.upto == self.published:
-                await self._wake.wait()
-                continue
-            await self._send_until_acknowledged(page.messages)
-            self.published = page.upto
-            await self._trim(page.upto)
-
-    async def _send_until_acknowledged(self, messages: Sequence[bytes]) -> None:
+        """Publish until cancelled. After any fault the same page is tried again: the next write
+        must not pass this one.
+        """
         pause_s = RETRY_S_MIN
         while True:
             try:
-                await self._send(messages)
-            except Exception as fault:  # whatever it is, the next write must not pass this one
+                await self._round()
+                self.failing = False
+                pause_s = RETRY_S_MIN
+            except Exception as fault:
                 if not self.failing:
                     self._log.event("publishing fails", fault=repr(fault))
                 self.failing = True
                 await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
                 pause_s = min(pause_s * 2, RETRY_S_MAX)
-            else:
-                self.failing = False
-                return
+
+    async def _round(self) -> None:
+        self._wake.clear()
+        page = self._read(self.published, ROWS_MAX)
+        if page.upto == self.published:
+            await self._wake.wait()
+            return
+        await self._send(page.messages)
+        self.published = page.upto
+        await self._trim(page.upto)

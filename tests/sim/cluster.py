@@ -116,13 +116,16 @@ class Node:
                     messages.append(item)
         finally:
             answer.close()
+        holes = 0
         for start in range(0, len(messages), 10):
             page = messages[start : start + 10]
             await asyncio.sleep(self.cluster.rng.random() * 0.01)
             if not self.cluster.linked(self, peer):
                 return False  # half an answer: it counts for nothing
-            await self.execute(lambda ledger, page=page: arrivals.take(ledger, page, 0))
-        await self.execute(lambda ledger: catchup.finish(ledger, end))
+            holes += await self.execute(lambda ledger, page=page: arrivals.take(ledger, page, 0))
+        if holes:
+            return False  # what could not be applied is not contained
+        await self.execute(lambda ledger: catchup.finish(ledger, end, self.clock.wall_ms()))
         self.cluster.applied(self)
         return True
 

@@ -250,6 +250,39 @@ def test_trace_11_coalesced_events_complete_no_more_than_they_hold(
     play(body)
 
 
+def test_a_message_vouches_only_for_what_it_carries(play: Callable[..., None]) -> None:
+    """A@2, B@3, A@4 lie on the board, and the one with B is gone: who reads A must not think that
+    it has B, though both of A's writes are in it.
+    """
+    acknowledged = checkers.Acknowledged()
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        c.watch = acknowledged.check_vector
+        await m1.create("x")
+        await c.settled()
+        m2.crash()
+        m3.crash()
+        c.board.up = False
+        first = await m1.put("x", "a", 1)
+        acknowledged.note(m1, "x", "a", first)
+        acknowledged.note(m1, "x", "b", await m1.put("x", "b", 1))
+        acknowledged.note(m1, "x", "a", await m1.put("x", "a", 2, parent=first))
+        c.board.up = True
+        await asyncio.sleep(5)
+        c.cut = {frozenset((0, 1)), frozenset((0, 2))}
+        c.board.truncate(keep=1)
+        m2.start()
+        m3.start()
+        await c.until(lambda: bool(m2.leaves("x", "a")))
+        await asyncio.sleep(5)
+        c.cut.clear()
+        await c.settled()
+        acknowledged.check(c)
+
+    play(body)
+
+
 def test_trace_13_an_event_of_another_version_is_kept_and_not_passed(
     play: Callable[..., None],
 ) -> None:
@@ -466,6 +499,37 @@ def test_an_attachment_travels_ahead_of_its_document(play: Callable[..., None]) 
         for node in (m2, m3):
             (att,) = node.row("x", "d").document.shown()[0].attachments
             assert b"".join(blobs.read(node.connection, att.blob)) == data
+
+    play(body)
+
+
+def test_an_empty_attachment_travels_too(play: Callable[..., None]) -> None:
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = c.nodes
+        await m1.create("x")
+        await m1.put_attachment("x", "d", b"")
+        await c.settled()
+        (att,) = m2.row("x", "d").document.shown()[0].attachments
+        assert blobs.find(m2.connection, att.blob) is not None
+
+    play(body)
+
+
+def test_a_checkpoint_that_came_by_catch_up_shows(play: Callable[..., None]) -> None:
+    """An answer's `_local` documents vouch for its own end: they show when it has been taken."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.nodes
+        await m1.create("x")
+        await c.settled()
+        m3.crash()
+        await m1.put("x", "d", 1)
+        await m1.set_register("x", registers.LOCAL, "_local/c", b"checkpoint")
+        await c.until(lambda: m2.register("x", registers.LOCAL, "_local/c") is not None)
+        c.board.truncate(keep=0)
+        m3.start()
+        await c.settled()
+        assert m3.register("x", registers.LOCAL, "_local/c") == b"checkpoint"
 
     play(body)
 

@@ -37,7 +37,7 @@ class App:
         extra = cors.headers_for(self._services.settings, headers.get("origin"))
         answering = _Answering(send, extra)
         try:
-            await self._answer(scope, receive, headers, answering)
+            await self._answer(scope, receive, send, headers, answering)
         except DivanError as refusal:
             await self._refuse(refusal, scope, receive, answering)
         except Exception as fault:  # a bug of ours: the client hears of it, the log has the rest
@@ -49,13 +49,18 @@ class App:
             )
 
     async def _answer(
-        self, scope: Scope, receive: Receive, headers: Headers, answering: "_Answering"
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Headers,
+        answering: "_Answering",
     ) -> None:
         scope["path"] = path_of(scope)
         if scope["method"] == "OPTIONS":
             answer = cors.preflight(self._services.settings, headers)
             if answer is not None:
-                await answer(scope, receive, answering.send)
+                await answer(scope, receive, send)  # it has its own headers
                 return
         cookie = _session_cookie(headers)
         authorization = headers.get("authorization")

@@ -203,6 +203,7 @@ async def delete(call: Call) -> Response:
 
 def _base(call: Call, known: Known, doc_id: str) -> Sent:
     """The document that gets another attachment, its others as stubs; raises ``Conflict``."""
+    check_visible(call, known, doc_id)
     rev = given_rev(call)
     replica = call.services.replica
     if rev is None:
@@ -213,7 +214,6 @@ def _base(call: Call, known: Known, doc_id: str) -> Sent:
     revision = replica.revision(known, replica.row(known, doc_id), rev)
     if revision is None:
         raise _missing_rev()
-    check_visible(call, known, doc_id)
     return document.parse(orjson.loads(revision.body))
 
 

@@ -65,6 +65,7 @@ class Authenticator:
         self._version += 1
         self._held.clear()
         self._verified.clear()
+        self._fixed_verifier = None
 
     async def identify(
         self, authorization: bytes | None, cookie: str | None, address: str

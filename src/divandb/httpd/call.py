@@ -1,6 +1,8 @@
 """One request: its parameters, its body, who asks, and which database it names."""
 
+import json
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -18,6 +20,7 @@ from divandb.httpd.negotiate import is_json_content_type
 from divandb.httpd.services import Services
 from divandb.packing import Gunzip
 
+_MANY_DIGITS = re.compile(rb"[0-9]{19}")
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -151,9 +154,27 @@ class Call:
 def decode_json(data: bytes) -> Any:
     """Decode JSON; raises ``BadRequest`` for what is not, or is nested above 1,024 levels."""
     try:
-        return orjson.loads(data)
+        value = orjson.loads(data)
     except orjson.JSONDecodeError:
         raise BadRequest("invalid UTF-8 JSON") from None
+    if _MANY_DIGITS.search(data):
+        _check_numbers(data)
+    return value
+
+
+def _check_numbers(data: bytes) -> None:
+    """Raises ``BadRequest`` for whole numbers beyond 64 bits, which would be stored as others."""
+
+    def whole_number(text: str) -> int:
+        number = int(text[:40])
+        if not -(2**63) <= number < 2**64:
+            raise BadRequest("Whole numbers beyond 64 bits are not kept: send them as strings.")
+        return number
+
+    try:
+        json.loads(data, parse_int=whole_number)
+    except RecursionError:
+        raise BadRequest("The JSON is nested too deeply.") from None
 
 
 def encode_json(value: Any) -> bytes:

@@ -4,7 +4,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from divandb.auth import policy
+from divandb.auth import policy, users
+from divandb.catalog import Known
 from divandb.errors import BadRequest, UnsupportedMediaType
 from divandb.httpd import respond
 from divandb.httpd.call import Call, encode_json
@@ -77,13 +78,15 @@ async def put_revs_limit(call: Call) -> Response:
 
 async def get_purged_infos_limit(call: Call) -> Response:
     """``GET /{db}/_purged_infos_limit``: purges are kept as contexts, without a limit."""
+    policy.check_server_admin(call.user)
     call.database()
     return respond.json(PURGED_INFOS_LIMIT)
 
 
 async def put_purged_infos_limit(call: Call) -> Response:
     """``PUT /{db}/_purged_infos_limit``: checked, and without effect."""
-    call.database_as_admin()
+    policy.check_server_admin(call.user)
+    call.database()
     _limit(await call.json())
     return respond.ok()
 
@@ -115,7 +118,8 @@ async def ensure_full_commit(call: Call) -> Response:
 
 async def purge(call: Call) -> Response:
     """``POST /{db}/_purge``: removes leaf revisions for good."""
-    known = call.database_as_admin()
+    policy.check_server_admin(call.user)
+    known = call.database()
     call.check_json_content_type()
     wanted = await call.json_object()
     if len(wanted) > call.services.limits.bulk_docs_max:
@@ -136,7 +140,7 @@ def _check_revs(revs: Any) -> list[str]:
 
 async def revs_diff(call: Call) -> Response:
     """``POST /{db}/_revs_diff``: which of these revisions are not here."""
-    known = call.database()
+    known = _database_for_revs(call)
     answer: dict[str, object] = {}
     for doc_id, revs in (await _wanted_revs(call)).items():
         missing, ancestors = call.services.replica.missing_revs(known, doc_id, revs)
@@ -150,12 +154,19 @@ async def revs_diff(call: Call) -> Response:
 
 async def missing_revs(call: Call) -> Response:
     """``POST /{db}/_missing_revs``: the same, in its older shape."""
-    known = call.database()
+    known = _database_for_revs(call)
     found = {
         doc_id: call.services.replica.missing_revs(known, doc_id, revs)[0]
         for doc_id, revs in (await _wanted_revs(call)).items()
     }
     return respond.json({"missing_revs": {doc_id: revs for doc_id, revs in found.items() if revs}})
+
+
+def _database_for_revs(call: Call) -> Known:
+    known = call.database()
+    if known.name == users.USERS_DB:  # which users there are is not for everybody
+        policy.check_server_admin(call.user)
+    return known
 
 
 async def _wanted_revs(call: Call) -> dict[str, list[str]]:

@@ -16,13 +16,15 @@ from divandb.catalog import Known
 from divandb.document import Sent
 from divandb.entry import Prepared
 from divandb.errors import BadRequest, Conflict, DivanError, NotFound
-from divandb.httpd import related, render, respond
+from divandb.httpd import pieces, related, render, respond
 from divandb.httpd.call import Call
 from divandb.httpd.negotiate import wants_multipart
 from divandb.httpd.render import Options
-from divandb.replica import DELETED, Revision, Row
+from divandb.replica import DELETED, Replica, Revision, Row
+from divandb.revtree import Attachment
 
 MISSING = "missing"
+LOCAL = "_local/"
 DELETED_REASON = "deleted"
 
 
@@ -55,6 +57,8 @@ def given_rev(call: Call, body: dict[str, Any] | None = None) -> str | None:
 async def get(call: Call) -> Response:
     """``GET /{db}/{doc}``."""
     known, doc_id = call.database(), doc_id_of(call)
+    if doc_id.startswith(LOCAL):
+        return await get_local(call)
     options = render.options_of(call)
     check_visible(call, known, doc_id)
     row = call.services.replica.row(known, doc_id)
@@ -63,7 +67,8 @@ async def get(call: Call) -> Response:
         return await _open_revs(call, known, row, open_revs, options)
     revision = _one_revision(call, known, row)
     tag = f'"{revision.rev}"'
-    if call.query.get("rev") is None and _has(call.headers, tag) and not options.sends_attachments:
+    same = not (options.varies or options.sends_attachments or "rev" in call.query)
+    if same and _has(call.headers, tag):
         return respond.not_modified(tag)
     return await _answer(call, known, row, revision, options)
 
@@ -92,13 +97,14 @@ def _one_revision(call: Call, known: Known, row: Row) -> Revision:
 async def _answer(
     call: Call, known: Known, row: Row, revision: Revision, options: Options
 ) -> Response:
-    headers = respond.etag(revision.rev)
+    headers = {} if options.varies else respond.etag(revision.rev)
     replica = call.services.replica
     if options.sends_attachments and revision.attachments:
         if wants_multipart(call.headers.get("accept"), "attachments"):
             return await related.related_response(call, known, row, revision, options)
-        pieces = render.streamed(replica, known, row, revision, options)
-        return respond.stream(pieces, headers=headers)
+        return respond.stream(
+            render.streamed(replica, known, row, revision, options), headers=headers
+        )
     body = render.whole(replica, known, row, revision, options)
     return respond.json_bytes(body, headers=headers)
 
@@ -107,14 +113,24 @@ async def _open_revs(call: Call, known: Known, row: Row, wanted: str, options: O
     found = open_revisions(call, known, row, wanted, latest=call.flag("latest"))
     if wants_multipart(call.headers.get("accept"), "open_revs"):
         return await related.open_revs_response(call, known, row, found, options)
-    replica = call.services.replica
-    rows = [
-        b'{"missing":' + orjson.dumps(revision) + b"}"
-        if isinstance(revision, str)
-        else b'{"ok":' + render.whole(replica, known, row, revision, options) + b"}"
-        for revision in found
-    ]
-    return respond.json_bytes(b"[" + b",".join(rows) + b"]")
+    made = _open_rows(call.services.replica, known, row, found, options)
+    return await pieces.answer(made, respond.JSON, {}, live=False)
+
+
+async def _open_rows(
+    replica: Replica, known: Known, row: Row, found: list[Revision | str], options: Options
+) -> pieces.Pieces:
+    yield b"["
+    for index, revision in enumerate(found):
+        comma = b"," if index else b""
+        if isinstance(revision, str):
+            yield comma + b'{"missing":' + orjson.dumps(revision) + b"}"
+            continue
+        yield comma + b'{"ok":'
+        for piece in render.pieces(replica, known, row, revision, options):
+            yield piece
+        yield b"}"
+    yield b"]\n"
 
 
 def open_revisions(
@@ -174,6 +190,8 @@ def _has(headers: Headers, tag: str) -> bool:
 async def put(call: Call) -> Response:
     """``PUT /{db}/{doc}``."""
     known, doc_id = call.database(), doc_id_of(call)
+    if doc_id.startswith(LOCAL):
+        return await put_local(call)
     content_type = call.headers.get("content-type", "")
     received: dict[str, Received] = {}
     if content_type.lower().startswith("multipart/related"):
@@ -224,6 +242,9 @@ def _written(
 async def delete(call: Call) -> Response:
     """``DELETE /{db}/{doc}``."""
     known, doc_id = call.database(), doc_id_of(call)
+    if doc_id.startswith(LOCAL):
+        return await delete_local(call)
+    check_visible(call, known, doc_id)
     await call.body()
     rev = given_rev(call)
     winner = call.services.replica.winner(known, doc_id)
@@ -240,13 +261,25 @@ async def copy(call: Call) -> Response:
     """``COPY /{db}/{doc}`` to ``Destination``, attachments included."""
     known, doc_id = call.database(), doc_id_of(call)
     target, target_rev = _destination(call)
-    row = call.services.replica.row(known, doc_id)
-    revision = _one_revision(call, known, row)
-    check_visible(call, known, doc_id)
-    members = {name: value for name, value in orjson.loads(revision.body).items() if name[0] != "_"}
+    body, kept = _source(call, known, doc_id)
+    members = {name: value for name, value in orjson.loads(body).items() if name[0] != "_"}
     sent = Sent(None, target_rev, False, members, {}, None)
-    prepared = Prepared(target, sent, kept=revision.attachments)
-    return await _write(call, known, prepared, new_edits=True)
+    if target.startswith(LOCAL):
+        rev = await call.services.entry.write_local(known, target, sent)
+        return _written(call, known, target, rev)
+    return await _write(call, known, Prepared(target, sent, kept=kept), new_edits=True)
+
+
+def _source(call: Call, known: Known, doc_id: str) -> tuple[bytes, tuple[Attachment, ...]]:
+    """What is copied: the body, and the attachments that go with it."""
+    if doc_id.startswith(LOCAL):
+        body = call.services.replica.local(known, doc_id)
+        if body is None:
+            raise NotFound(MISSING)
+        return body, ()
+    check_visible(call, known, doc_id)
+    revision = _one_revision(call, known, call.services.replica.row(known, doc_id))
+    return revision.body, revision.attachments
 
 
 def _destination(call: Call) -> tuple[str, str | None]:
@@ -259,7 +292,10 @@ def _destination(call: Call) -> tuple[str, str | None]:
     rev = unquote(query.removeprefix("rev=")) if query.startswith("rev=") else None
     if rev is not None:
         revtree.parse_rev(rev)
-    return document.check_id(unquote(path.lstrip("/"))), rev
+    try:
+        return document.check_id(unquote(path.lstrip("/"), errors="strict")), rev
+    except UnicodeDecodeError:
+        raise BadRequest("The Destination is not valid UTF-8.") from None
 
 
 # _local documents
@@ -291,10 +327,11 @@ async def delete_local(call: Call) -> Response:
 
 
 _METHODS = {"GET": get, "PUT": put, "DELETE": delete, "COPY": copy}
+_LOCAL_METHODS = {"GET": get_local, "PUT": put_local, "DELETE": delete_local, "COPY": copy}
 
 ROUTES = [
     ("/{db}", {"POST": post}),
-    ("/{db}/_local/{local}", {"GET": get_local, "PUT": put_local, "DELETE": delete_local}),
+    ("/{db}/_local/{local}", _LOCAL_METHODS),
     ("/{db}/_design/{ddoc}", _METHODS),
     ("/{db}/{doc}", _METHODS),
 ]

@@ -16,6 +16,8 @@ from divandb.settings import ADMINS
 COUCHDB_VERSION = "3.5.0"
 VERSION = metadata.version("divandb")
 NODE = "nonode@nohost"
+SECRET = ("chttpd_auth", "secret")
+"""What session cookies are signed with: never empty, and made anew when it is deleted."""
 
 _CONSOLE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>DivanDB</title>
 <body style="font-family: sans-serif; max-width: 40em; margin: 4em auto">
@@ -200,6 +202,10 @@ async def put_setting(call: Call) -> Response:
         raise BadRequest("Config value must be a JSON string")
     if not section or not key or "/" in section:
         raise BadRequest("Config sections and keys must not be empty or contain a slash")
+    if any(not " " <= char <= "~" for char in value):  # values stand in headers and in signatures
+        raise BadRequest("Config values must be printable ASCII")
+    if (section, key) == SECRET and not value:
+        raise BadRequest("The secret must not be empty")
     old = call.services.settings.find(section, key)
     if section == ADMINS and passwords.parse_admin(value) is None:
         value = await call.services.entry.admin_line(
@@ -214,13 +220,15 @@ async def delete_setting(call: Call) -> Response:
     _check_node(call)
     section, key = call.path("section"), call.path("key")
     old = call.services.settings.get(section, key)
-    await call.services.entry.set_setting(f"{section}/{key}", None)
+    new = call.services.entry.new_id().encode() if (section, key) == SECRET else None
+    await call.services.entry.set_setting(f"{section}/{key}", new)
     return respond.json(old)
 
 
 async def stats(call: Call) -> Response:
     """``GET /_node/{node}/_stats`` and ``_system``: numbers of this process."""
-    _check_node(call)
+    policy.check_metrics(call.user)
+    _check_name(call)
     return respond.json(call.services.numbers())
 
 

@@ -41,6 +41,11 @@ class Options(msgspec.Struct, frozen=True):
         return self == _PLAIN
 
     @property
+    def varies(self) -> bool:
+        """May the answer change while the revision stays?"""
+        return self.revs_info or self.conflicts or self.deleted_conflicts or self.local_seq
+
+    @property
     def sends_attachments(self) -> bool:
         """Are attachments' bytes asked for?"""
         return self.attachments or self.atts_since is not None

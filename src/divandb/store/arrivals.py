@@ -22,20 +22,23 @@ _encode_vector = msgspec.msgpack.Encoder().encode
 _decode_vector = msgspec.msgpack.Decoder(dict[int, int]).decode
 
 
-def take(ledger: Ledger, messages: Sequence[bytes], now_ms: int) -> None:
-    """Apply encoded events in their order."""
+def take(ledger: Ledger, messages: Sequence[bytes], now_ms: int) -> int:
+    """Apply encoded events in their order; how many could not be applied, and are holes now."""
+    holes = 0
     for data in messages:
         try:
             event = events.decode(data)
             payload = events.open_payload(event)
         except Unreadable as fault:
             _keep_hole(ledger, data, fault.reason)
+            holes += 1
             continue
         apply(ledger, event, payload, now_ms)
         if event.mark > event.after:
             ledger.cover(event.origin, event.slot, event.after, event.mark)
-    _release_waiting(ledger, now_ms)
+    release_waiting(ledger, now_ms)
     ledger.mark_touched()
+    return holes
 
 
 def apply(ledger: Ledger, event: Event, payload: Payload, now_ms: int) -> None:
@@ -124,7 +127,7 @@ def _take_register(
     )  # fmt: skip
 
 
-def _release_waiting(ledger: Ledger, now_ms: int) -> None:
+def release_waiting(ledger: Ledger, now_ms: int) -> None:
     """Show the `_local` documents whose writes are here by now."""
     rows: Any = ledger.connection.execute(
         "SELECT n, seen, event FROM waiting ORDER BY n"

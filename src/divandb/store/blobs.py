@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from divandb.event import CHUNK_BYTES, Chunk
 from divandb.store.file import Connection
 
-CHUNK_BYTES = 256 * 1024
 CHUNK_BITS = 24
 
 _USAGE = """
@@ -80,6 +80,12 @@ def discard(connection: Connection, num: int) -> None:
         connection.execute("DELETE FROM blob_chunk WHERE place >= ? AND place < ?", (low, high))
 
 
+def is_nameless(connection: Connection, num: int) -> bool:
+    """Is it a blob that nobody can find, and that is not on its way here?"""
+    sql = "SELECT 1 FROM blob WHERE num = ? AND name IS NULL AND arriving IS NULL"
+    return bool(connection.execute(sql, (num,)).fetchall())
+
+
 def discard_chunks(connection: Connection, num: int, count: int) -> int:
     """Forget up to ``count`` chunks of a blob; how many it were."""
     low, high = num << CHUNK_BITS, (num + 1) << CHUNK_BITS
@@ -94,7 +100,7 @@ def give_up(connection: Connection, num: int) -> None:
     """Nobody is to find the blob any more; were its chunks not discarded, the next start would do
     it.
     """
-    connection.execute("UPDATE blob SET name = NULL WHERE num = ?", (num,))
+    connection.execute("UPDATE blob SET name = NULL, arriving = NULL WHERE num = ?", (num,))
 
 
 def usage(connection: Connection, after: int, limit: int) -> list[Usage]:
@@ -111,6 +117,18 @@ def last_chunk(connection: Connection, num: int) -> int:
     ).fetchone()
     place: int = row[0]
     return place
+
+
+def chunks(connection: Connection, name: bytes) -> Iterator[Chunk]:
+    """The blob as other nodes get it, one chunk at least; nothing if it is not whole here."""
+    found = find(connection, name)
+    if found is None:
+        return
+    try:
+        for index, data in enumerate(read(connection, name) if found[1] else [b""]):
+            yield Chunk(name, index, found[1], data)
+    except LookupError:
+        return
 
 
 def touch(connection: Connection, name: bytes, now_ms: int) -> bool:

@@ -13,8 +13,8 @@ import msgspec
 
 from divandb import event as events
 from divandb.cursor import Cursor
-from divandb.event import Chunk, Creation, DocumentState, Event, Payload, RegisterValue
-from divandb.store import blobs, changes, databases, documents
+from divandb.event import Creation, DocumentState, Event, Payload, RegisterValue
+from divandb.store import arrivals, blobs, changes, databases, documents
 from divandb.store.databases import Database
 from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
@@ -42,13 +42,19 @@ def beyond(connection: Connection, vector: Vector) -> Iterator[bytes | End]:
         for database in databases.load_all(connection):
             yield from _database(connection, database, vector)
         yield from _registers(connection, databases.load_all(connection), end.vector)
+        held: Any = connection.execute("SELECT event FROM waiting ORDER BY n").fetchall()
+        for (waiting,) in held:
+            # Completes nothing here: ``End`` does.
+            yield events.encode(msgspec.structs.replace(events.decode(waiting), after=0, mark=0))
         yield end
 
 
-def finish(ledger: Ledger, end: End) -> None:
-    """All of an answer was taken: the vector may say so."""
+def finish(ledger: Ledger, end: End, now_ms: int) -> None:
+    """All of an answer was taken: the vector may say so, and what waited for that may show."""
     for origin, contained in end.vector.items():
         ledger.cover(origin, end.slots[origin], 0, contained)
+    arrivals.release_waiting(ledger, now_ms)
+    ledger.mark_touched()
 
 
 def _database(connection: Connection, database: Database, vector: Vector) -> Iterator[bytes]:
@@ -69,11 +75,8 @@ def _document(connection: Connection, database: Database, doc_id: str) -> Iterat
     state: DocumentState = documents.read_state(connection, database.num, doc_id)
     for leaf in state.document.leaves:
         for att in leaf.attachments:
-            found = blobs.find(connection, att.blob)
-            if found is None:
-                continue
-            for index, data in enumerate(blobs.read(connection, att.blob)):
-                yield _event(None, events.BLOB, Chunk(att.blob, index, found[1], data))
+            for chunk in blobs.chunks(connection, att.blob):
+                yield _event(None, events.BLOB, chunk)
     yield _event(database, events.DOCUMENT, state)
 
 

@@ -40,7 +40,7 @@ DELETE FROM body WHERE db = ? AND id = ? AND rev = ? AND digest = ?
 RETURNING leaf, length(body)
 """
 _BODIES_AFTER = """
-SELECT id, rev, digest, leaf, length(body), attachments IS NOT NULL FROM body
+SELECT id, rev, digest, leaf, length(body) FROM body
 WHERE db = ? AND (id, rev, digest) > (?, ?, ?) ORDER BY id, rev, digest LIMIT ?
 """
 _RELEASE = "DELETE FROM blob_use WHERE db = ? AND id = ? AND rev = ? RETURNING blob"
@@ -351,14 +351,13 @@ def drop_old_after(
     ).fetchall()
     dropped: list[int] = []
     size = 0
-    for doc_id, rev, digest, leaf, length, with_blobs in rows:
+    for doc_id, rev, digest, leaf, length in rows:
         after = (doc_id, rev, digest)
         if leaf:
             continue
         ledger.connection.execute(_DROP_BODY, (database.num, *after)).fetchall()
-        if with_blobs:
-            document = read_row(ledger.connection, database.num, doc_id).document
-            release_blobs(ledger, database.num, doc_id, rev, document)
+        document = read_row(ledger.connection, database.num, doc_id).document
+        release_blobs(ledger, database.num, doc_id, rev, document)
         dropped.append(length)
         size += length
         if size >= bytes_max:

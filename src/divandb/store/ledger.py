@@ -55,7 +55,10 @@ class Ledger:
         self._rng = rng
         self.origin: Origin | None = None
         self.after_commit: list[Callable[[], object]] = []
-        """What to call once the transaction under way is durable; forgotten when it is undone."""
+        """What to call once the transaction under way is durable; forgotten when it is undone.
+
+        None of them may raise: the commit stands.
+        """
         self._load()
 
     def _load(self) -> None:
@@ -95,10 +98,10 @@ class Ledger:
         self.connection.execute("COMMIT")
         self._touched.clear()
         self._moved.clear()
-        for call in self.after_commit:
-            call()
-        self.after_commit.clear()
         changes, self.changes = self.changes, no_changes()
+        calls, self.after_commit = self.after_commit, []
+        for call in calls:
+            call()
         return changes
 
     def rollback(self) -> None:

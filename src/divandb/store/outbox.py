@@ -1,17 +1,18 @@
 """The outbox as events: what of this node's own writes is still to be published, in their order.
 
 A row names a write; its event is made of the state that the row's document or register has when it
-is read, which contains that write and perhaps later ones. Of several rows about one document in a
-page only the last is sent, and marks say what each message completes (Rule 4).
+is read, which contains that write and perhaps later ones; marks say what each message completes
+(Rule 4).
 """
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
 
 from divandb import event as events
-from divandb.event import Chunk, Creation, Event, Payload, RegisterValue
+from divandb.event import Creation, Event, Payload, RegisterValue
 from divandb.store import blobs, changes, databases, documents, registers
 from divandb.store.file import Connection
 from divandb.store.ledger import Kind
@@ -76,16 +77,19 @@ def trim(connection: Connection, upto: int) -> None:
 
 
 def _sent(rows: list[Row]) -> Iterator[tuple[Row, int]]:
-    """The rows to send, with the mark that each completes."""
-    last = {(row.kind, row.db, row.key): row.oseq for row in rows}
-    open_rows: dict[tuple[int, int, str], int] = {}
-    for row in rows:
-        key = (row.kind, row.db, row.key)
-        if last[key] != row.oseq:
-            open_rows.setdefault(key, row.oseq)
-            continue
-        open_rows.pop(key, None)
-        yield row, min(open_rows.values(), default=row.oseq + 1) - 1
+    """The rows to send, each with the mark that it completes.
+
+    Of rows about one document that stand next to each other only the last is sent. Others are not
+    left out, though a later state holds their writes too: a message may vouch only for writes that
+    it carries itself, since those before it may never arrive.
+    """
+    for row, following in zip_longest(rows, rows[1:]):
+        if following is None or _about(row) != _about(following):
+            yield row, row.oseq
+
+
+def _about(row: Row) -> tuple[int, int, str]:
+    return (row.kind, row.db, row.key)
 
 
 def _encoded(
@@ -129,8 +133,5 @@ def _event(
 
 
 def _chunks(connection: Connection, row: Row, after: int, blob: bytes) -> Iterator[bytes]:
-    found = blobs.find(connection, blob)
-    if found is None:
-        return
-    for index, data in enumerate(blobs.read(connection, blob)):
-        yield _event(row, after, after, events.BLOB, None, Chunk(blob, index, found[1], data))
+    for chunk in blobs.chunks(connection, blob):
+        yield _event(row, after, after, events.BLOB, None, chunk)

@@ -97,7 +97,7 @@ CREATE TABLE register (
 
 -- Attachments by the SHA-256 of their stored bytes; without a name while one is being received.
 CREATE TABLE blob (
-    num        INTEGER PRIMARY KEY,
+    num        INTEGER PRIMARY KEY AUTOINCREMENT,
     name       BLOB UNIQUE,
     arriving   BLOB UNIQUE, -- the name of one that comes in chunks from another node
     length     INTEGER NOT NULL,

@@ -17,6 +17,7 @@ import msgspec
 from divandb.clock import Clock
 from divandb.config import MIB, Limits
 from divandb.errors import Busy
+from divandb.event import CHUNK_BYTES
 from divandb.store import blobs, chores, documents
 from divandb.store.checkpoints import Checkpointer, WalGauge, rewind
 from divandb.store.chores import DENSE_MARKS, VACUUM_STOP_SHARE, Facts, Task
@@ -114,7 +115,9 @@ class Upkeep:
         self._clock = clock
         self._limits = limits
         self._published = published
-        rows: Any = ledger.connection.execute("SELECT num FROM blob WHERE name IS NULL")
+        rows: Any = ledger.connection.execute(
+            "SELECT num FROM blob WHERE name IS NULL AND arriving IS NULL"
+        )
         self._memory = _Memory([num for (num,) in rows])
         self._durable = self._memory.copied()
         self._settled = True
@@ -377,7 +380,10 @@ class Upkeep:
 
     def _discard(self, ledger: Ledger) -> Iterator[None]:
         num = self._memory.discarding[-1]
-        while blobs.discard_chunks(ledger.connection, num, CHUNK_BYTES_MAX // blobs.CHUNK_BYTES):
+        if not blobs.is_nameless(ledger.connection, num):  # it was sealed after all
+            self._memory.discarding.pop()
+            return
+        while blobs.discard_chunks(ledger.connection, num, CHUNK_BYTES_MAX // CHUNK_BYTES):
             yield
         blobs.discard(ledger.connection, num)
         self._memory.discarding.pop()

@@ -1,0 +1,156 @@
+"""The embedded board as a process: opens everything in order, serves, closes it in reverse.
+
+It is started like a node: by a parent that hands over listening sockets, and ended by SIGTERM or
+SIGINT.
+"""
+
+import asyncio
+import dataclasses
+import fcntl
+import gc
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from divandb.board.access import SALT_BYTES, Credential, Principals
+from divandb.board.base import BoardLimits
+from divandb.board.broker import Broker, BrokerLimits, Offload
+from divandb.board.disk import SystemDisk
+from divandb.board.log import LogSettings
+from divandb.board.routes import Routes
+from divandb.board.topics import Shelf
+from divandb.board.wire import Wire, WireLimits
+from divandb.clock import Clock, Rng, SystemClock, SystemRng
+from divandb.telemetry import LineLog, Log
+
+SWITCH_INTERVAL_S = 0.001
+APPEND_THREADS = 4
+READ_THREADS = 2
+GRACE_S_MAX = 5.0
+BACKLOG_CONNECTIONS_MAX = 1024
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class BoardConfig:
+    """The embedded board's configuration."""
+
+    data: Path
+    """The folder that holds topics and principals."""
+    admins: Mapping[str, str]
+    """Name → secret of those who may create topics and principals, and read and write all."""
+    name: str = "board"
+    """What its log lines begin with."""
+    certificate: Path | None = None
+    """PEM file with certificate chain and key: TLS only."""
+    limits: BoardLimits = dataclasses.field(default_factory=BoardLimits)
+    broker: BrokerLimits = dataclasses.field(default_factory=BrokerLimits)
+    wire: WireLimits = dataclasses.field(default_factory=WireLimits)
+    log: LogSettings = dataclasses.field(default_factory=LogSettings)
+
+
+class InUse(Exception):
+    """Another process has the data folder; the text is for the operator."""
+
+
+def serve(config: BoardConfig, sockets: list[socket.socket]) -> None:
+    """Serve on these listening sockets until SIGTERM or SIGINT; then close in order.
+
+    Raises ``InUse``, ``topics.UnknownFormat``, ``OSError`` when it cannot start.
+    """
+    # An appending thread must not wait 5 ms for the loop to let go of the interpreter.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    uvloop.run(_serve(config, sockets))
+
+
+async def _serve(config: BoardConfig, sockets: list[socket.socket]) -> None:
+    clock = SystemClock()
+    log = LineLog(config.name, clock)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with serving(config, sockets, clock, SystemRng(), log):
+        log.event("serving", data=str(config.data))
+        gc.collect()
+        gc.freeze()
+        await stopping.wait()
+
+
+@asynccontextmanager
+async def serving(
+    config: BoardConfig, sockets: list[socket.socket], clock: Clock, rng: Rng, log: Log
+) -> AsyncIterator[Broker]:
+    """A board that serves on these sockets while the context is open."""
+    async with AsyncExitStack() as stack:
+        _lock(config.data, stack)
+        append = _offload(stack, APPEND_THREADS, "append")
+        read = _offload(stack, READ_THREADS, "read")
+        shelf = Shelf(SystemDisk(config.data), config.log, clock, rng, log)
+        principals = _principals(config.admins, shelf, rng)
+        broker = Broker(
+            shelf, principals, config.limits, config.broker, clock, rng, append, read, log
+        )
+        stack.push_async_callback(broker.close)
+        wire = Wire(Routes(broker, config.wire.connections_per_principal_max), config.wire, log)
+        for work in (broker.tend(), wire.sweep()):
+            stack.push_async_callback(_cancelled, asyncio.create_task(work))
+        stack.push_async_callback(wire.close, GRACE_S_MAX)
+        stack.callback(broker.stop_waiting)
+        secure = _tls(config.certificate)
+        for listener in sockets:
+            server = await asyncio.get_running_loop().create_server(
+                wire.connection, sock=listener, ssl=secure, backlog=BACKLOG_CONNECTIONS_MAX
+            )
+            stack.callback(server.close)
+        yield broker
+
+
+def _lock(data: Path, stack: AsyncExitStack) -> None:
+    """Keep the folder to this process: two that append to one file would ruin it."""
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InUse(f"another board uses {data}") from None
+
+
+def _offload(stack: AsyncExitStack, threads: int, name: str) -> Offload:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    stack.callback(pool.shutdown)
+    loop = asyncio.get_running_loop()
+
+    def offload(function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        return loop.run_in_executor(pool, function, *arguments)
+
+    return offload
+
+
+def _principals(admins: Mapping[str, str], shelf: Shelf, rng: Rng) -> Principals:
+    made = {name: Credential.of(secret, rng.token(SALT_BYTES)) for name, secret in admins.items()}
+    decoy = Credential.of(rng.token(SALT_BYTES).hex(), rng.token(SALT_BYTES))
+    return Principals(made, shelf.principals(), decoy)
+
+
+def _tls(certificate: Path | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,233 @@
+"""The embedded board's endpoints: what each request asks the broker for.
+
+GET  /board/v1/_up                              is it up? Nobody is asked who they are
+PUT  /board/v1/_principals/{name}               {"secret": …}; admins
+PUT  /board/v1/topics/{topic}                   {"partitions": …, "access": {…}}; admins
+GET  /board/v1/topics/{topic}                   identity and offsets
+POST /board/v1/topics/{topic}/{partition}       packed messages; {"offset": …}
+GET  /board/v1/topics/{topic}/{partition}       ?offset=&bytes_max=&wait_ms=; records
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import parse_qs
+
+from divandb.board.access import Principal, access_from, check_admin
+from divandb.board.base import MIB, BadRequest, BoardError, Full, TooLarge, TopicInfo
+from divandb.board.broker import Broker
+from divandb.board.records import END_HEADER, IDENTITY_HEADER, PREFIX
+
+JSON_BYTES_MAX = 1 * MIB
+JSON = "application/json"
+RECORDS = "application/octet-stream"
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A request up to its body."""
+
+    method: str
+    target: str
+    authorization: str
+    length: int
+    """Bytes of the body."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """An answer."""
+
+    status: int
+    body: bytes
+    kind: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A request that may go on: ``run`` it with its body, then ``release`` it, run or not."""
+
+    run: Callable[[bytes], Awaitable[Reply]]
+    release: Callable[[], None] = _nothing
+
+
+class Visitor:
+    """Who is at the other end of a connection. Looked up again only when it says something else."""
+
+    def __init__(self, routes: "Routes") -> None:
+        self._routes = routes
+        self._known: tuple[str, object] | None = None
+        self._principal = Principal("")
+
+    def principal(self, authorization: str) -> Principal:
+        """Raises ``Unidentified``; ``Full`` for a principal with too many connections."""
+        principals = self._routes.broker.principals
+        # Another table means that some secret has changed.
+        seen = (authorization, principals.known)
+        if self._known is None or self._known[0] != seen[0] or self._known[1] is not seen[1]:
+            found = principals.authenticate(authorization)
+            self.leave()
+            self._routes.enter(found.name)
+            self._known, self._principal = seen, found
+        return self._principal
+
+    def leave(self) -> None:
+        """The connection is gone."""
+        if self._known is not None:
+            self._routes.left(self._principal.name)
+        self._known = None
+
+
+class Routes:
+    """From requests to the broker."""
+
+    def __init__(self, broker: Broker, connections_per_principal_max: int) -> None:
+        self.broker = broker
+        self._connections_max = connections_per_principal_max
+        self._connections: Counter[str] = Counter()
+
+    def enter(self, name: str) -> None:
+        """Count a principal's connection; raises ``Full`` when it has too many."""
+        if self._connections[name] >= self._connections_max:
+            raise Full(f"{name} has {self._connections_max} connections already.")
+        self._connections[name] += 1
+
+    def left(self, name: str) -> None:
+        """A connection less."""
+        self._connections[name] -= 1
+        if not self._connections[name]:
+            del self._connections[name]
+
+    def begin(self, visitor: Visitor, head: Head) -> Call:
+        """What a request asks for, decided before its body is read. Raises ``BoardError``."""
+        path, _, query = head.target.partition("?")
+        if not path.startswith(PREFIX):
+            raise _no_endpoint(head)
+        match head.method, path.removeprefix(PREFIX).split("/"):
+            case "GET", ["_up"]:
+                return Call(_up)
+            case _, parts:
+                principal = visitor.principal(head.authorization)
+                return self._begin(principal, head, parts, query)
+
+    def _begin(self, principal: Principal, head: Head, parts: list[str], query: str) -> Call:
+        match head.method, parts:
+            case "POST", ["topics", topic, partition]:
+                return self._publish(principal, topic, _number(partition), head.length)
+            case "GET", ["topics", topic, partition]:
+                return self._read(principal, topic, _number(partition), query)
+            case "GET", ["topics", topic]:
+                return self._describe(principal, topic)
+            case "PUT", ["topics", topic]:
+                return self._create(principal, topic, head)
+            case "PUT", ["_principals", name]:
+                return self._set_principal(principal, name, head)
+            case _:
+                raise _no_endpoint(head)
+
+    def _publish(self, principal: Principal, topic: str, partition: int, length: int) -> Call:
+        admission = self.broker.admit(principal, topic, partition, length)
+
+        async def run(body: bytes) -> Reply:
+            return _json({"offset": await admission.publish(body)})
+
+        return Call(run, admission.release)
+
+    def _read(self, principal: Principal, topic: str, partition: int, query: str) -> Call:
+        asked = {name: values[-1] for name, values in parse_qs(query).items()}
+        offset = _number(asked.get("offset", ""))
+        bytes_max = _number(asked.get("bytes_max", str(self.broker.limits.answer_bytes_max)))
+        wait_s = _number(asked.get("wait_ms", "0")) / 1000
+
+        async def run(_: bytes) -> Reply:
+            found, identity = await self.broker.read(
+                principal, topic, partition, offset, bytes_max, wait_s
+            )
+            headers = ((END_HEADER, str(found.end)), (IDENTITY_HEADER, identity))
+            return Reply(200, found.records, RECORDS, headers)
+
+        return Call(run)
+
+    def _describe(self, principal: Principal, topic: str) -> Call:
+        async def run(_: bytes) -> Reply:
+            return _json(_described(self.broker.describe(principal, topic)))
+
+        return Call(run)
+
+    def _create(self, principal: Principal, topic: str, head: Head) -> Call:
+        _check_admin(principal, head)
+
+        async def run(body: bytes) -> Reply:
+            asked = _object(body)
+            try:
+                partitions, access = int(asked["partitions"]), access_from(asked["access"])
+            except (KeyError, TypeError, ValueError) as problem:
+                raise BadRequest(f"A topic takes partitions and access: {problem}.") from None
+            info = await self.broker.create_topic(principal, topic, partitions, access)
+            return _json(_described(info))
+
+        return Call(run)
+
+    def _set_principal(self, principal: Principal, name: str, head: Head) -> Call:
+        _check_admin(principal, head)
+
+        async def run(body: bytes) -> Reply:
+            secret = _object(body).get("secret")
+            if not isinstance(secret, str):
+                raise BadRequest("A principal takes a secret.")
+            await self.broker.set_principal(principal, name, secret)
+            return _json({"ok": True})
+
+        return Call(run)
+
+
+async def _up(_: bytes) -> Reply:
+    return _json({"status": "ok"})
+
+
+def failure(error: BoardError) -> Reply:
+    """The answer for an error."""
+    value = {"error": error.error, "reason": error.reason, **error.details()}
+    return _json(value, error.status)
+
+
+def _json(value: dict[str, Any], status: int = 200) -> Reply:
+    return Reply(status, json.dumps(value).encode() + b"\n")
+
+
+def _described(info: TopicInfo) -> dict[str, Any]:
+    return dataclasses.asdict(info)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19):
+        raise BadRequest(f"{text[:40]!r} is not a number.")
+    return int(text)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise BadRequest("The body must be a JSON object.")
+    return value
+
+
+def _check_admin(principal: Principal, head: Head) -> None:
+    """Before a body of JSON is read."""
+    check_admin(principal, f"{head.method} {head.target[:200]}")
+    if head.length > JSON_BYTES_MAX:
+        raise TooLarge(f"The body is above the limit of {JSON_BYTES_MAX} bytes.")
+
+
+def _no_endpoint(head: Head) -> BoardError:
+    return BadRequest(f"There is no {head.method[:20]} {head.target[:200]} here.")

@@ -1,0 +1,46 @@
+"""What a master does with writes that look alike and are not, and with a commit that stands."""
+
+from pathlib import Path
+
+import apsw
+
+from divandb.commands import Graft, WriteDocuments
+from divandb.store import checkpoints, documents
+from tests.stores import Store, edit
+
+
+def test_an_edit_whose_revision_stands_there_with_another_content(tmp_path: Path) -> None:
+    """The name of the next revision can be known beforehand, and taken by ``new_edits=false``."""
+    for digest in (bytes(16), b"\xff" * 16):
+        folder = tmp_path / digest.hex()
+        folder.mkdir()
+        store = Store(folder)
+        store.create("db")
+        (first,) = store.write("db", edit("d", None, {"v": 1}))
+        following = edit("d", first, {"v": 2})
+        body = b'{"_id":"d","_rev":"2-%b","v":"other"}' % following.rev_hash.encode()
+        store.write("db", Graft("d", 2, (following.rev_hash,), False, digest, body))
+        (rev,) = store.write("db", following)
+        assert rev == f"2-{following.rev_hash}"
+        num = store.ledger.register["db"].num
+        state = documents.read_state(store.reader, num, "d")
+        assert {following.body, body} == set(state.bodies)
+        store.close()
+
+
+def test_a_commit_stands_though_the_disk_refuses_what_comes_after(tmp_path: Path) -> None:
+    """Copying the log is no part of the commit: nothing of it may be undone or done twice."""
+    store = Store(tmp_path)
+    store.create("db")
+
+    class Refusing:
+        def wal_checkpoint(self, mode: int) -> None:
+            raise apsw.FullError("no room")
+
+    store.do(lambda ledger: ledger.after_commit.append(
+        lambda: checkpoints._copy_rest(Refusing())  # type: ignore[arg-type]
+    ))  # fmt: skip
+    command = WriteDocuments("db", 1, [edit("d", None, {})])
+    (rev,) = store.do(command)
+    assert rev.startswith("1-")
+    store.close()
