@@ -208,28 +208,10 @@ class Master:
             if command.repeat and same:
                 return msgspec.structs.replace(known)
             raise FileExists("The database could not be created, the file already exists.")
-        if known is not None and not known.dropped:  # its drop has not been heard of here yet
-            self._ledger.drop_database(known)
-        num = max(self._ledger.databases, default=0) + 1
-        now_ms = self._clock.wall_ms()
-        database = Database(
-            num,
-            command.name,
-            command.generation,
-            False,
-            False,
-            now_ms,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            command.options,
+        self._ledger.next_dot(Kind.CREATED, self._ledger.next_num(), command.name)
+        database = self._ledger.add_generation(
+            command.name, command.generation, self._clock.wall_ms(), command.options
         )
-        self._ledger.next_dot(Kind.CREATED, num, command.name)
-        self._ledger.add_database(database)
         if command.security is not None:
             stamp = self._ledger.stamp()
             registers.write(self._ledger, database, registers.SECURITY, "", command.security, stamp)

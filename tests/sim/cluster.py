@@ -72,6 +72,12 @@ class Node:
         master = Master(self.ledger, self.clock, self.cluster.revs_limit)
         self._writer = Writer(master, Limits(), lambda jobs, changes: None, _fail)
         self.up = True
+        retry = Job(
+            lambda ledger: arrivals.retry_holes(ledger, self.clock.wall_ms()),
+            0,
+            lambda result: None,
+        )
+        self._writer.run([retry])
         loops = [self._publisher(), *(self._applier(other) for other in range(self.cluster.size))]
         self._tasks = [asyncio.ensure_future(loop.run()) for loop in loops]
 

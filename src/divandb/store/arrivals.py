@@ -81,16 +81,10 @@ def _database(ledger: Ledger, event: Event, payload: Payload, now_ms: int) -> Da
     known = ledger.register.get(event.database)
     if known is not None and known.generation >= event.generation:
         return known if known.generation == event.generation and not known.dropped else None
-    if known is not None and not known.dropped:
-        ledger.drop_database(known)
     creation = payload if isinstance(payload, Creation) else Creation("{}", now_ms)
-    num = max(ledger.databases, default=0) + 1
-    database = Database(
-        num, event.database, event.generation, False, False, creation.created_ms,
-        0, 0, 0, 0, 0, 0, 0, creation.options,
-    )  # fmt: skip
-    ledger.add_database(database)
-    return database
+    return ledger.add_generation(
+        event.database, event.generation, creation.created_ms, creation.options
+    )
 
 
 def _merge(ledger: Ledger, database: Database, arrived: DocumentState) -> None:

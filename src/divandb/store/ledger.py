@@ -238,13 +238,28 @@ class Ledger:
         )
         database.mark_seq = database.seq
 
-    def add_database(self, database: Database) -> None:
-        """Take a new generation into the file and the register."""
+    def next_num(self) -> int:
+        """The number of the next generation that is added."""
+        return max(self.databases, default=0) + 1
+
+    def add_generation(self, name: str, generation: int, created_ms: int, options: str) -> Database:
+        """Take a new generation into the file and the register.
+
+        An older one that lives is dropped by it: the word of its drop may come late, or never.
+        """
+        known = self.register.get(name)
+        if known is not None and not known.dropped:
+            self.drop_database(known)
+        database = Database(
+            self.next_num(), name, generation, False, False, created_ms,
+            0, 0, 0, 0, 0, 0, 0, options,
+        )  # fmt: skip
         databases.insert(self.connection, database)
         self.databases[database.num] = database
         self.register[database.name] = database
         self.mark(database)
         self.changes.databases.add(database.num)
+        return database
 
     def drop_database(self, database: Database) -> None:
         """Mark a generation dropped; its rows are freed by the upkeep."""
