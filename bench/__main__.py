@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from bench import cases, documents, load, machine, servers, stats
+from bench import cases, documents, load, machine, replication, servers, stats
 from bench.servers import BenchError, Target
 
 CEILING = "nginx"
@@ -42,8 +42,11 @@ FULL = cases.Settings(
     connections=(1, 16),
     feed_connections=(1, 4),
     seed=1,
+    cluster_s=12,
 )
-QUICK = replace(FULL, docs=3_000, rounds=1, seconds=1, idle_s=1.5, feed_connections=(1,))
+QUICK = replace(
+    FULL, docs=3_000, rounds=1, seconds=1, idle_s=1.5, feed_connections=(1,), cluster_s=2
+)
 
 
 @dataclass(slots=True)
@@ -55,6 +58,7 @@ class Report:
     notes: list[str]
     results: list[stats.Result]
     idles: list[stats.Idle]
+    cluster: replication.Outcome | None = None
 
     def markdown(self) -> str:
         """The report as it can be pasted into a page."""
@@ -65,6 +69,8 @@ class Report:
             text += "\n\n" + stats.result_table(self.results, CEILING)
         if self.idles:
             text += "\n\n" + stats.idle_table(self.idles)
+        if self.cluster:
+            text += "\n\n" + self.cluster.markdown()
         return text
 
     def as_json(self) -> dict[str, Any]:
@@ -75,17 +81,19 @@ class Report:
             "notes": self.notes,
             "results": [result.as_json() for result in self.results],
             "idle": [asdict(one) for one in self.idles],
+            "cluster": self.cluster.as_json() if self.cluster else None,
         }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 when a request failed, 2 when the run could not be made."""
     arguments = _parser().parse_args(argv)
+    if arguments.what:
+        arguments.only = (arguments.what,)
     signal.signal(signal.SIGTERM, _leave)
     try:
         settings = _settings(arguments)
-        with ExitStack() as stack:
-            report = _run(arguments, settings, stack)
+        report = _run(arguments, settings)
     except UNREACHABLE as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -95,24 +103,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _verdict(report)
 
 
-def _run(arguments: argparse.Namespace, settings: cases.Settings, stack: ExitStack) -> Report:
-    """Starts everything, measures in order, and leaves the stopping to ``stack``."""
+def _run(arguments: argparse.Namespace, settings: cases.Settings) -> Report:
+    """Starts, measures and stops one node, then a cluster."""
     if cases.WITH_WRK & set(arguments.only):
         load.require_wrk()
-    server_core, load_core = _cores(arguments.cores)
+    cores = _cores(arguments.cores)
+    report = Report({}, settings, [], [], [])
+    if set(arguments.only) & set(cases.NODE_NAMES):
+        with ExitStack() as stack:
+            _measure_node(arguments, report, stack, *cores)
+    if cases.REPLICATION in arguments.only and arguments.url is None:
+        with ExitStack() as stack:
+            _measure_cluster(arguments, report, stack, set.union(*cores))
+    return report
+
+
+def _measure_node(
+    arguments: argparse.Namespace,
+    report: Report,
+    stack: ExitStack,
+    server_core: set[int],
+    load_core: set[int],
+) -> None:
     os.sched_setaffinity(0, load_core)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory("-bench", dir=arguments.folder)))
+    folder = _folder(arguments, stack)
     for name in ("node", "load", CEILING):
         (folder / name).mkdir()
     target = stack.enter_context(_server(arguments, folder / "node", server_core))
-    about = _about(arguments, settings, target, folder)
-    report = Report(about, settings, [], [], [])
+    report.about |= _about(arguments, report.settings, target, folder)
     if server_core == load_core:
         report.notes.append(ONE_CORE)
+    _note_tmpfs(arguments, report, folder)
+    names, settings = arguments.only, report.settings
+    Run(names, settings, target, folder, server_core, stack, report).measure()
+
+
+def _measure_cluster(
+    arguments: argparse.Namespace, report: Report, stack: ExitStack, cores: set[int]
+) -> None:
+    os.sched_setaffinity(0, cores)
+    folder = _folder(arguments, stack)
+    program = arguments.divandb or servers.divandb_path()
+    started = servers.cluster(program, folder, replication.MASTERS, replication.REPLICAS, cores)
+    cluster = stack.enter_context(started)
+    if not report.about:
+        report.about |= _about(arguments, report.settings, cluster.target, folder)
+        _note_tmpfs(arguments, report, folder)
+    report.cluster = replication.measure(cluster, report.settings, folder, _say)
+
+
+def _folder(arguments: argparse.Namespace, stack: ExitStack) -> Path:
+    made = tempfile.TemporaryDirectory("-bench", dir=arguments.folder)
+    return Path(stack.enter_context(made))
+
+
+def _note_tmpfs(arguments: argparse.Namespace, report: Report, folder: Path) -> None:
     if arguments.url is None and machine.filesystem(folder) == "tmpfs":
         report.notes.append(ON_TMPFS)
-    Run(arguments.only, settings, target, folder, server_core, stack, report).measure()
-    return report
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +177,7 @@ class Run:
     def measure(self) -> None:
         """Fills the report."""
         self._idle("after start")
-        if set(self.names) - {"idle"}:
+        if set(self.names) & set(cases.NODE_NAMES) - {"idle"}:
             self._load()
         self._idle("after the load")
 
@@ -233,7 +280,10 @@ def _verdict(report: Report) -> int:
     for result in failed:
         where = f"{result.case} at {result.connections} connections, {result.server}"
         print(f"bench: failed requests: {where}: {result.errors}", file=sys.stderr)
-    return 1 if failed else 0
+    cluster_errors = report.cluster.errors if report.cluster else {}
+    if cluster_errors:
+        print(f"bench: failed requests: the cluster: {cluster_errors}", file=sys.stderr)
+    return 1 if failed or cluster_errors else 0
 
 
 def _settings(arguments: argparse.Namespace) -> cases.Settings:
@@ -254,9 +304,11 @@ def _settings(arguments: argparse.Namespace) -> cases.Settings:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Requests/s, latency and CPU of one node, with nginx as the ceiling.",
+        description="Requests/s, latency and CPU of one node, with nginx as the ceiling, and of a "
+        "cluster.",
     )
     add = parser.add_argument
+    add("what", nargs="?", choices=[cases.REPLICATION], help="the cluster alone")
     add("--quick", action="store_true", help="a smoke run: 3,000 documents, 1 round of 1 s")
     add("--only", type=_names, default=cases.NAMES, help=f"some of {','.join(cases.NAMES)}")
     add("--json", type=Path, metavar="FILE", help="write everything, every round, to FILE too")

@@ -12,8 +12,11 @@ from pathlib import Path
 from bench import documents, load, proc, stats
 from bench.servers import BenchError, Target
 
-NAMES = ("idle", "get", "random", "all_docs", "changes", "put", "bulk")
-WITH_WRK = frozenset(("get", "random", "put"))
+NODE_NAMES = ("idle", "get", "random", "all_docs", "changes", "put", "bulk")
+REPLICATION = "replication"
+"""Not a case of one node: a cluster, measured by ``replication``."""
+NAMES = (*NODE_NAMES, REPLICATION)
+WITH_WRK = frozenset(("get", "random", "put", REPLICATION))
 FILL_DOCS_PER_REQUEST = 1_000
 SETTLE_S = 1.0
 """Time for a server to finish what a filling or a start has left behind."""
@@ -36,6 +39,8 @@ class Settings:
     connections: tuple[int, ...]
     feed_connections: tuple[int, ...]
     seed: int
+    cluster_s: int
+    """Seconds of each measurement of replicated PUTs."""
 
 
 @dataclass(frozen=True, slots=True)

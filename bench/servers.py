@@ -1,10 +1,12 @@
-"""The servers of a run, each a context manager: a node of our own, one that runs already, nginx.
+"""The servers of a run, each a context manager: a node of our own, a cluster of our own, a node
+that runs already, nginx.
 
 What we start runs in a session of its own, on the cores it is given, and is stopped in any case.
 """
 
 import base64
 import http.client
+import json
 import os
 import resource
 import secrets
@@ -18,17 +20,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 START_S_MAX = 60
 STOP_S_MAX = 20
 POLL_S = 0.05
+START_POLL_S = 0.01
 REQUEST_S_MAX = 120
 LOG_CHARS_SHOWN = 4000
 FILES_OPEN_MORE = 2000
 """Descriptors beside those of the files: connections, and as many again to spare."""
 
 HOST = "127.0.0.1"
+BOARD, MASTER, REPLICA = "board", "master", "replica"
+BOARD_UP = "/board/v1/_up"
 
 NGINX_CONF = """
 {user}
@@ -118,6 +124,82 @@ def divandb(program: Path, folder: Path, port: int, core: set[int]) -> Iterator[
         target = Target("divandb", HOST, port, _basic(user, password), (process.pid,))
         _wait_until_up(target, process, folder / "divandb.log")
         yield target
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A process of a cluster; ``target`` is its own port, ``slot`` the master of its group."""
+
+    name: str
+    role: str
+    slot: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """``target`` is the shared port, and all processes; ``start_s`` from the command until all
+    answered.
+    """
+
+    target: Target
+    members: Sequence[Member]
+    start_s: float
+
+    @property
+    def nodes(self) -> list[Member]:
+        """Those that hold documents."""
+        return [one for one in self.members if one.role != BOARD]
+
+
+@contextmanager
+def cluster(
+    program: Path, folder: Path, masters: int, replicas: int, cores: set[int]
+) -> Iterator[Cluster]:
+    """A cluster of our own on its own board, on free ports, data below ``folder``."""
+    user, password = "bench", secrets.token_hex(16)
+    data, log = folder / "data", folder / "divandb.log"
+    command = [str(program), "up", "--masters", str(masters), "--replicas", str(replicas)]
+    command += ["--port", "0", "--data", str(data), "--admin", f"{user}:{password}"]
+    start = time.perf_counter()
+    with _running(command, cores, log) as process:
+        basic = _basic(user, password)
+        members = _started_members(data, basic, process, log, masters * (1 + replicas) + 1)
+        for one in members:
+            path = BOARD_UP if one.role == BOARD else "/_up"
+            _wait_until_up(one.target, process, log, path, START_POLL_S)
+        start_s = time.perf_counter() - start
+        port = urlsplit(_record(data)["url"]).port or 0
+        yield Cluster(Target("divandb", HOST, port, basic, (process.pid,)), members, start_s)
+
+
+def _started_members(
+    data: Path, basic: str, process: subprocess.Popen[bytes], log: Path, count: int
+) -> list[Member]:
+    """The processes once all have been started."""
+    deadline = time.perf_counter() + START_S_MAX
+    while time.perf_counter() < deadline and process.poll() is None:
+        nodes = _record(data)["nodes"]
+        if len(nodes) == count and all(node["pid"] for node in nodes):
+            return [_member(node, basic) for node in nodes]
+        time.sleep(START_POLL_S)
+    raise BenchError(f"the cluster did not start:\n{_end_of(log)}")
+
+
+def _record(data: Path) -> dict[str, Any]:
+    """What the supervisor has written down of its processes."""
+    try:
+        record: dict[str, Any] = json.loads((data / "cluster.json").read_bytes())
+    except FileNotFoundError:
+        return {"url": "", "nodes": []}
+    return record
+
+
+def _member(node: dict[str, Any], basic: str) -> Member:
+    name = node["name"]
+    port = urlsplit(node["url"]).port or 0
+    target = Target(name, HOST, port, basic, (node["pid"],))
+    return Member(name, node["role"], node["master"] or name, target)
 
 
 @contextmanager
@@ -210,17 +292,23 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait_until_up(target: Target, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_up(
+    target: Target,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    path: str = "/_up",
+    poll_s: float = POLL_S,
+) -> None:
     deadline = time.perf_counter() + START_S_MAX
     while time.perf_counter() < deadline:
         if process.poll() is not None:
             raise BenchError(f"{target.name} ended at once:\n{_end_of(log)}")
         try:
-            if target.ask("GET", "/_up")[0] == 200:
+            if target.ask("GET", path)[0] == 200:
                 return
         except OSError:
             pass
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     raise BenchError(f"{target.name} did not answer within {START_S_MAX} s:\n{_end_of(log)}")
 
 

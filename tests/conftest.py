@@ -6,7 +6,7 @@ from types import FrameType
 
 import pytest
 
-from tests.running import Running, running
+from tests.running import Cluster, Running, clustered, running
 
 TEST_S_MAX = 120.0
 
@@ -34,3 +34,17 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One node for the whole session: tests use databases of their own."""
     with running(tmp_path_factory.mktemp("node")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three masters with three replicas each, for tests that do not break it."""
+    with clustered(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture(params=["node", "cluster"])
+def couch(request: pytest.FixtureRequest) -> Running:
+    """A single node, then a cluster: clients need not know which."""
+    running: Running = request.getfixturevalue(request.param)
+    return running

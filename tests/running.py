@@ -1,4 +1,4 @@
-"""A real `divandb up` for tests that need one."""
+"""A real `divandb up` for tests that need one: of a single node, or of a whole cluster."""
 
 import base64
 import contextlib
@@ -9,22 +9,38 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 START_S_MAX = 60.0
 STOP_S_MAX = 20.0
+ANSWER_S_MAX = 30.0
+CONVERGE_S_MAX = 40.0
+"""From the last write, or the end of the last fault, to nodes that all hold the same."""
 POLL_S = 0.02
+ALIKE_POLL_S = 0.1
+BOARD = "board"
 COMMAND = [sys.executable, "-m", "divandb"]
 
 
 class Running:
-    """A supervisor with its node, a folder of its own and a free port."""
+    """A supervisor with its nodes, a folder of its own and a free port."""
 
-    def __init__(self, folder: Path, admin: str = "admin:a secret", port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        admin: str = "admin:a secret",
+        port: int = 0,
+        masters: int = 1,
+        replicas: int = 0,
+    ) -> None:
+        """``replicas`` is a number for each master."""
         self.folder = folder
+        self.options = ["--masters", str(masters), "--replicas", str(replicas)]
+        self.environment: dict[str, str] = {}
+        """Variables for `divandb up` besides those that the tests have."""
         self.data = folder / "data"
         self.log = folder / "up.log"
         self.admin, _, self.password = admin.partition(":")
@@ -32,6 +48,8 @@ class Running:
         self.port = port
         """The port for clients; the same after ``restart``."""
         self.process: subprocess.Popen[bytes] | None = None
+        self.start_s = 0.0
+        """How long the latest start took until everything answered."""
 
     @property
     def url(self) -> str:
@@ -44,22 +62,37 @@ class Running:
         found: dict[str, Any] = json.loads((self.data / "cluster.json").read_bytes())
         return found
 
+    def record(self, name: str) -> dict[str, Any]:
+        """What `cluster.json` says of the process of that name."""
+        (found,) = [node for node in self.cluster["nodes"] if node["name"] == name]
+        record: dict[str, Any] = found
+        return record
+
+    def port_of(self, name: str | None) -> int:
+        """A node's own port; without a name, the one for clients."""
+        if name is None:
+            return self.port
+        return urlsplit(self.record(name)["url"]).port or 0
+
     @property
     def node_pid(self) -> int:
-        """The node's process id."""
+        """The process id of the only node."""
         pid: int = self.cluster["nodes"][0]["pid"]
         return pid
 
     def start(self, *options: str) -> None:
         """Start and wait until it says that it is ready."""
-        command = [*COMMAND, "up", "--data", str(self.data), "--port", str(self.port), *options]
-        environment = {**os.environ, "DIVANDB_ADMIN": self.credentials}
+        place = ["--data", str(self.data), "--port", str(self.port)]
+        command = [*COMMAND, "up", *place, *self.options, *options]
+        environment = {**os.environ, "DIVANDB_ADMIN": self.credentials, **self.environment}
         before = self.log.stat().st_size if self.log.exists() else 0
+        began = time.monotonic()
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
         self.await_true(lambda: b"DivanDB is ready" in self._log_since(before), START_S_MAX)
+        self.start_s = time.monotonic() - began
         self.port = urlsplit(self.cluster["url"]).port or 0
 
     def _log_since(self, place: int) -> bytes:
@@ -88,10 +121,10 @@ class Running:
             self.process.wait()
             raise
 
-    def restart(self) -> None:
+    def restart(self, *options: str) -> None:
         """Stop cleanly and start again on the same folder and port."""
         assert self.stop() == 0
-        self.start()
+        self.start(*options)
 
     def kill_node(self) -> int:
         """`kill -9` the node's process, and wait until the next one answers; its process id."""
@@ -108,9 +141,11 @@ class Running:
         body: Any = None,
         headers: dict[str, str] | None = None,
         admin: bool = True,
+        node: str | None = None,
+        wait_s_max: float = ANSWER_S_MAX,
     ) -> tuple[int, Any]:
         """Status and decoded body of one request; ``body`` is sent as JSON unless it is bytes."""
-        status, _, content = self.exchange(method, path, body, headers, admin)
+        status, _, content = self.exchange(method, path, body, headers, admin, node, wait_s_max)
         with contextlib.suppress(ValueError):
             return status, json.loads(content)
         return status, content
@@ -122,19 +157,133 @@ class Running:
         body: Any = None,
         headers: dict[str, str] | None = None,
         admin: bool = True,
+        node: str | None = None,
+        wait_s_max: float = ANSWER_S_MAX,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Status, headers and bytes of one request."""
+        """Status, headers and bytes of one request, to the clients' port or to a ``node``."""
         sent = {"accept": "application/json", **(headers or {})}
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
             sent.setdefault("content-type", "application/json")
         if admin:
             sent["authorization"] = basic(self.credentials)
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        port = self.port_of(node)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=wait_s_max)
         with contextlib.closing(connection):
             connection.request(method, path, body, sent)
             response = connection.getresponse()
             return response.status, response.headers, response.read()
+
+
+class Cluster(Running):
+    """Masters and replicas with an Event Board between them. A node is known by its name."""
+
+    def __init__(self, folder: Path, masters: int = 3, replicas: int = 3) -> None:
+        super().__init__(folder, masters=masters, replicas=replicas)
+        self.masters = [f"m{number}" for number in range(1, masters + 1)]
+        self.replicas = [
+            f"{m}-r{number}" for m in self.masters for number in range(1, replicas + 1)
+        ]
+
+    @property
+    def nodes(self) -> list[str]:
+        """All but the board."""
+        return self.masters + self.replicas
+
+    # Faults
+
+    def pid_of(self, name: str) -> int:
+        """The process id of a node, or of the board; while it is down, of its next process."""
+        self.await_true(lambda: self.record(name)["pid"] is not None)
+        pid: int = self.record(name)["pid"]
+        return pid
+
+    def send(self, name: str, number: int) -> None:
+        """Send a signal to one process."""
+        os.kill(self.pid_of(name), number)
+
+    def kill(self, name: str) -> None:
+        """`kill -9` one process, and wait until the next one answers."""
+        killed = self.pid_of(name)
+        os.kill(killed, signal.SIGKILL)
+        self.await_true(lambda: self.record(name)["pid"] not in (None, killed))
+        self.await_true(lambda: self.answers(name))
+
+    def kill_for_good(self, name: str) -> None:
+        """`kill -9` one process of a cluster that was started with ``--no-restart``."""
+        os.kill(self.pid_of(name), signal.SIGKILL)
+        self.await_true(lambda: self.record(name)["pid"] is None)
+
+    @contextlib.contextmanager
+    def frozen(self, *names: str) -> Iterator[None]:
+        """SIGSTOP these processes for as long as one is inside."""
+        pids = [self.pid_of(name) for name in names]
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def answers(self, name: str) -> bool:
+        """Does this process say that it is up?"""
+        path = "/board/v1/_up" if name == BOARD else "/_up"
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.request("GET", path, node=name, wait_s_max=1.0)[0] == 200
+        return False
+
+    # Agreement
+
+    def status_of(self, name: str) -> dict[str, Any]:
+        """`GET /_divan/status` of a node."""
+        status, condition = self.request("GET", "/_divan/status", node=name, wait_s_max=5.0)
+        assert status == 200, condition
+        found: dict[str, Any] = condition
+        return found
+
+    def contents(self, name: str) -> dict[str, Any]:
+        """What a node holds: its vector, and each database's digest and counts."""
+        found: dict[str, Any] = {"vector": self.status_of(name)["vector"]}
+        for db in self.request("GET", "/_all_dbs", node=name)[1]:
+            summary = self.request("GET", f"/{db}/_divan/digest", node=name)[1]
+            found[db] = {
+                key: summary.get(key, summary)
+                for key in ("generation", "digest", "doc_count", "doc_del_count")
+            }
+        return found
+
+    def await_converged(self, wait_s_max: float = CONVERGE_S_MAX) -> dict[str, Any]:
+        """Wait until all nodes hold the same, and give what that is."""
+        deadline = time.monotonic() + wait_s_max
+        while True:
+            found: dict[str, Any] = {}
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                # Digests are read only when they may be equal.
+                vectors = {name: self.status_of(name)["vector"] for name in self.nodes}
+                found = vectors if _differ(vectors) else self._all_contents()
+                if not _differ(found):
+                    contents: dict[str, Any] = found[self.nodes[0]]
+                    return contents
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    f"not alike after {wait_s_max} s: {json.dumps(found, indent=1)}"
+                )
+            time.sleep(ALIKE_POLL_S)
+
+    def _all_contents(self) -> dict[str, Any]:
+        return {name: self.contents(name) for name in self.nodes}
+
+    def everywhere(self, ask: Callable[[str], Any]) -> Any:
+        """What ``ask(node)`` gives, the same for all nodes; an ``AssertionError`` if it differs."""
+        answers = {name: ask(name) for name in self.nodes}
+        assert not _differ(answers), answers
+        return answers[self.nodes[0]]
+
+
+def _differ(values: dict[str, Any]) -> bool:
+    found = list(values.values())
+    return any(value != found[0] for value in found)
 
 
 def basic(credentials: str) -> str:
@@ -145,13 +294,36 @@ def basic(credentials: str) -> str:
 @contextlib.contextmanager
 def running(folder: Path, *options: str) -> Iterator[Running]:
     """A node in ``folder`` that is stopped at the end."""
-    node = Running(folder)
-    try:
-        node.start(*options)
+    with started(Running(folder), *options) as node:
         yield node
+
+
+@contextlib.contextmanager
+def clustered(
+    folder: Path, *options: str, masters: int = 3, replicas: int = 3, **environment: str
+) -> Iterator[Cluster]:
+    """A cluster in ``folder`` that is stopped at the end."""
+    cluster = Cluster(folder, masters, replicas)
+    cluster.environment = environment
+    with started(cluster, *options) as running:
+        # Checking the password at each of twelve nodes would take longer than most tests.
+        path = "/_node/_local/_config/chttpd_auth/iterations"
+        assert running.request("PUT", path, "1000")[0] == 200
+        yield running
+
+
+R = TypeVar("R", bound=Running)
+
+
+@contextlib.contextmanager
+def started(running: R, *options: str) -> Iterator[R]:
+    """Start it, and stop it at the end."""
+    try:
+        running.start(*options)
+        yield running
     finally:
-        if node.process is not None:
-            node.stop()
+        if running.process is not None:
+            running.stop()
 
 
 def divandb(*arguments: str, text: bytes = b"", **environment: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from divandb import document
 from divandb.clock import HybridClock
-from divandb.commands import Blob, CreateDatabase, DropDatabase, Edit, WriteDocuments
+from divandb.commands import Blob, CreateDatabase, DropDatabase, Edit, Job, WriteDocuments
 from divandb.config import Limits
 from divandb.master import Master
 from divandb.revtree import Attachment, parse_rev
@@ -15,7 +15,7 @@ from divandb.store import file
 from divandb.store.databases import Database
 from divandb.store.file import Connection, Disk
 from divandb.store.ledger import Ledger
-from divandb.store.writer import Job, Writer
+from divandb.store.writer import Writer
 
 
 class StillClock:

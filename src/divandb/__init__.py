@@ -1,18 +1,23 @@
 """DivanDB, a document database that speaks the CouchDB HTTP API. The way of a write:
 
- 1. ``cli.up``, ``supervisor``, ``server``: the node is started, and its parts are put together
- 2. ``httpd.protocol``, ``httpd.app``: a request comes in; ``httpd.lane`` takes the plain ones
- 3. ``httpd.authenticator``, ``auth``: who is asking, and what they may do
- 4. ``httpd.documents``, ``httpd.bulk``: what is asked for; ``document`` checks the JSON
- 5. ``attachments``: a large attachment goes ahead, chunk by chunk
- 6. ``entry``: all that is open is chosen, id, parent, revision, stamp; ``commands`` carry it on
- 7. ``store.writer``: it waits in a bounded queue, and shares a transaction with its neighbours
- 8. ``master``: the parent still stands? the write gets its dot, and ``merge`` the new leaves
- 9. ``store.documents``, ``store.ledger``: rows, marks and the outbox row; commit and fsync
-10. ``catalog``, ``replica``: reads show it, feeds wake, and the client hears of it
+ 1. ``cli.up``, ``layout``, ``supervisor``: processes are started; ``server`` puts a node together
+ 2. ``httpd.protocol``, ``httpd.app``: a request comes in, anywhere; ``httpd.lane``: a plain one
+ 3. ``httpd.authenticator``, ``auth``: who is asking, and what they may do; ``document``: the JSON
+ 4. ``entry``: all that is open is chosen, id, parent, revision, stamp; ``commands`` carry it on
+ 5. ``cluster.courier``: from a replica to its master; ``cluster.desk``: is what it builds on here?
+ 6. ``store.writer``, ``master``: a bounded queue, one transaction for many; check, dot, ``merge``
+ 7. ``store.ledger``: document, marks and outbox row; commit and fsync; then the client hears of it
+ 8. ``publisher``: the outbox as ``event``s onto the boards (``board``), in order, at least once
+ 9. ``applier``, ``store.arrivals``: other masters merge it; ``cluster.relay``: on to their replicas
+10. ``catalog``, ``replica``: reads show it and feeds wake, on every node
 
-A read is answered by ``replica``. Beside the way stand ``store.upkeep`` (compaction, reclaiming),
-``settings``, ``config`` (bounds), ``telemetry``, and the pure ``revtree``, ``vector``, ``cursor``,
-``packing`` and ``mango``. ``clock`` alone asks for time and chance; ``errors`` is all that a client
-can be told. Imports point down this way only: see ``[tool.importlinter]`` in pyproject.toml.
+``node`` says which of this a master does and which a replica. What a board does not bring,
+``cluster.peers`` notices and ``cluster.fetching`` gets (``store.catchup``); a new node first copies
+a file (``joining``, ``cluster.snapshots``). Large attachments go ahead of their document
+(``attachments``). A read is answered by ``replica``; ``httpd.standing`` says how old it may be.
+
+Beside the way stand ``store.upkeep`` (compaction, reclaiming), ``settings``, ``config`` (bounds),
+``telemetry``, and the pure ``revtree``, ``vector``, ``cursor``, ``packing`` and ``mango``; only
+``clock`` asks for time and chance; ``errors`` is all that a client can be told. Imports point down
+this way only: see ``[tool.importlinter]`` in pyproject.toml.
 """

@@ -4,14 +4,17 @@ It reads one partition from where the node's file says, and hands each batch to 
 with the new position: events and position are one transaction (Rule 2 makes it harmless to read a
 batch twice). What it cannot read on the board, because its place is gone, the log is another one,
 or something is missing, it asks of a peer.
+
+Every answer of the board says of which log it is. An offset means nothing in another log, even
+where it happens to be valid: such an answer is thrown away, and the other log read from 0.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-import msgspec
-
+from divandb.board.base import Batch
+from divandb.board.source import PlaceGone
 from divandb.clock import Rng
 from divandb.store.positions import Position
 from divandb.telemetry import Log
@@ -20,23 +23,8 @@ RETRY_S_MIN = 0.05
 RETRY_S_MAX = 2.0
 GAP_PATIENCE_S = 1.0
 """So long, what is missing may still come by itself."""
-
-
-class PlaceGone(Exception):
-    """The board no longer has that offset, or not yet: only a peer can help. ``start`` is where
-    what it has begins.
-    """
-
-    def __init__(self, start: int) -> None:
-        super().__init__(f"the board begins at {start}")
-        self.start = start
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """Messages in their order, and the offset behind them."""
-
-    messages: list[bytes]
-    next: int
+NO_LOG = ""
+"""The identity of no log: nothing was ever read."""
 
 
 class Source(Protocol):
@@ -46,16 +34,15 @@ class Source(Protocol):
     topic: str
     partition: int
 
-    async def identity(self) -> str:
-        """The log's identity: another one means another log."""
-        ...
-
     async def read(self, offset: int) -> Batch:
-        """What lies at ``offset``, waiting a while for something; raises ``PlaceGone``."""
+        """What lies at ``offset``, waiting a while for something, and the identity of the log in
+        which it does; raises ``PlaceGone``.
+        """
         ...
 
 
 Take = Callable[[list[bytes], Position], Awaitable[None]]
+Pace = Callable[[float, int], Awaitable[None]]
 
 
 class Applier:
@@ -70,56 +57,95 @@ class Applier:
         catch_up: Callable[[], Awaitable[bool]],
         rng: Rng,
         log: Log,
+        *,
+        pace: Pace,
+        applied: Take | None = None,
     ) -> None:
+        """``take`` applies messages and stores the position, both or neither; ``catch_up`` asks a
+        peer: was there an answer?
+
+        ``pace`` is awaited after each batch, with the seconds that applying it took and how many
+        messages it had; meanwhile nothing is read. ``applied`` is awaited before that, with what
+        ``take`` was given; there are no messages when only the position moved. Until it has
+        returned once for a batch, it is tried again and nothing more is read; a process that ends
+        before leaves it untold.
+        """
         self._source = source
-        self._position = position
         self._take = take
         self._has_gap = has_gap
         self._catch_up = catch_up
+        self._pace = pace
         self._rng = rng
         self._log = log
+        self._applied = applied
+        self._untold: tuple[list[bytes], Position] | None = None
         self._gap_since: float | None = None
         # What was missed while the node was down may be gone from the board: ask once.
         self._owed = True
+        self.position = position or self._at(NO_LOG, 0)
+        """How far was applied."""
+        self.end: int | None = None
+        """The log's end as last seen: ``end - position.next`` events are still to be applied."""
+        self.failing: str | None = None
+        """The last fault, while applying fails."""
 
     async def run(self) -> None:
         """Apply until cancelled; a board that is away is tried again with back-off."""
         pause_s = RETRY_S_MIN
         while True:
             try:
+                await self._tell()
                 await self._step()
                 await self._mend()
+                self.failing = None
                 pause_s = RETRY_S_MIN
             except Exception as fault:
-                self._log.event("applying waits", topic=self._source.topic, fault=repr(fault))
+                if self.failing is None:
+                    self._log.event("applying waits", topic=self._source.topic, fault=repr(fault))
+                self.failing = str(fault) or repr(fault)
                 await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
                 pause_s = min(pause_s * 2, RETRY_S_MAX)
 
     async def _step(self) -> None:
-        identity = await self._source.identity()
-        position = self._position
-        if position is None or position.identity != identity:
-            # A log that is not the one we read has its own beginning; peers have the rest.
-            await self._begin_at(0)
-            return
+        position = self.position
         try:
             batch = await self._source.read(position.next)
         except PlaceGone as gone:
-            await self._begin_at(gone.start)
+            # If it is another log's place, the next answer says so.
+            await self._begin_at(position.identity, gone.resume)
             return
+        self.end = batch.end
+        if batch.identity != position.identity:
+            await self._begin_at(batch.identity, 0)
+            return
+        if batch.first != position.next:
+            # What the board cut off after a crash may have been an event: ask for it.
+            self._owed = True
         if batch.messages or batch.next != position.next:
-            await self._move(self._at(identity, batch.next), batch.messages)
+            await self._move(self._at(batch.identity, batch.next), batch.messages)
 
-    async def _begin_at(self, start: int) -> None:
-        """Go on where the board begins. What it lacks a peer is asked for; until one has answered,
-        marks keep the vector from passing it.
+    async def _begin_at(self, identity: str, offset: int) -> None:
+        """Go on elsewhere. What the board lacks a peer is asked for; until one has answered, marks
+        keep the vector from passing it.
         """
         self._owed = True
-        await self._move(self._at(await self._source.identity(), start), [])
+        await self._move(self._at(identity, offset), [])
 
     async def _move(self, position: Position, messages: list[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         await self._take(messages, position)
-        self._position = position
+        took_s = loop.time() - began
+        self.position = position
+        self._untold = (messages, position)
+        await self._tell()
+        if messages:
+            await self._pace(took_s, len(messages))
+
+    async def _tell(self) -> None:
+        if self._applied is not None and self._untold is not None:
+            await self._applied(*self._untold)
+        self._untold = None
 
     async def _mend(self) -> None:
         """Ask a peer for what is missing: at once for what the board cannot have, after a while

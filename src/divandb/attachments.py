@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from divandb.commands import Blob, Command, DiscardBlob, OpenBlob, PutChunk, SealBlob
+from divandb.commands import Blob, Command, DiscardBlob, PutChunk, SealBlob
 from divandb.config import Limits
 from divandb.errors import BadRequest, MissingStub, TooLarge
 from divandb.event import CHUNK_BYTES
@@ -139,7 +139,7 @@ class Upload:
     """Receives one attachment's bytes: ``feed`` as they come, then ``finish`` or ``abort``.
 
     ``execute`` carries out commands; its wait is the back-pressure. ``offload`` runs slow work
-    elsewhere.
+    elsewhere. ``upload`` names what is being received: 16 random bytes.
     """
 
     def __init__(
@@ -148,9 +148,11 @@ class Upload:
         offload: Offload,
         limits: Limits,
         content_type: str,
+        upload: bytes,
         *,
         packed: bool = False,
     ) -> None:
+        self._upload = upload
         self._execute = execute
         self._offload = offload
         self._limits = limits
@@ -162,7 +164,6 @@ class Upload:
         self._buffer = bytearray()
         self._length = 0
         self._stored = 0
-        self._num: int | None = None
         self._index = 0
 
     async def feed(self, data: bytes) -> None:
@@ -181,16 +182,14 @@ class Upload:
         self._sha.update(stored)
         self._stored += len(stored)
         self._buffer += stored
-        if self._num is None and self._stored <= self._limits.inline_attachment_bytes_max:
+        if not self._index and self._stored <= self._limits.inline_attachment_bytes_max:
             return
         while len(self._buffer) >= CHUNK_BYTES:
             await self._send(bytes(self._buffer[:CHUNK_BYTES]))
             del self._buffer[:CHUNK_BYTES]
 
     async def _send(self, chunk: bytes) -> None:
-        if self._num is None:
-            self._num = await self._execute(OpenBlob(), 0)
-        await self._execute(PutChunk(self._num, self._index, chunk), len(chunk))
+        await self._execute(PutChunk(self._upload, self._index, chunk), len(chunk))
         self._index += 1
 
     async def finish(self) -> Received:
@@ -201,14 +200,14 @@ class Upload:
             self._unpacker.flush()
         encoding = GZIP if self._packer or self._unpacker else ""
         name = self._sha.digest()
-        data = bytes(self._buffer) if self._num is None else None
-        if self._num is not None:
+        data = bytes(self._buffer) if not self._index else None
+        if self._index:
             if self._buffer:
                 await self._send(bytes(self._buffer))
-            await self._execute(SealBlob(self._num, name, self._stored), 0)
+            await self._execute(SealBlob(self._upload, name, self._stored, self._index), 0)
         return Received(self._md5.digest(), name, self._length, encoding, self._stored, data)
 
     async def abort(self) -> None:
         """The rest will not come: forget what did."""
-        if self._num is not None:
-            await self._execute(DiscardBlob(self._num), 0)
+        if self._index:
+            await self._execute(DiscardBlob(self._upload), 0)

@@ -5,15 +5,28 @@ revisions, stamps, generations) before it is first sent on; a master checks and 
 nothing.
 """
 
+import enum
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 
 from divandb.revtree import Attachment
+from divandb.vector import Vector
 
 Blob = tuple[bytes, bytes]
 """(name, bytes) of an attachment small enough to travel with its document."""
 
 
-class Edit(msgspec.Struct, frozen=True, tag=True):
+class Concern(enum.StrEnum):
+    """What "approved" means to a client: see ``docs/guarantees.md``."""
+
+    LOCAL = "local"
+    BOARD = "board"
+    VISIBLE = "visible"
+
+
+class Edit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A new child of ``parent`` (a shown leaf, or ``None`` for a new document)."""
 
     id: str
@@ -26,7 +39,7 @@ class Edit(msgspec.Struct, frozen=True, tag=True):
     blobs: tuple[Blob, ...] = ()
 
 
-class Graft(msgspec.Struct, frozen=True, tag=True):
+class Graft(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A revision made elsewhere, with its ancestry (``new_edits=false``)."""
 
     id: str
@@ -39,7 +52,7 @@ class Graft(msgspec.Struct, frozen=True, tag=True):
     blobs: tuple[Blob, ...] = ()
 
 
-class WriteDocuments(msgspec.Struct, frozen=True, tag=True):
+class WriteDocuments(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Edits and grafts of one database; the result is a revision or an error for each, in order."""
 
     database: str
@@ -48,9 +61,13 @@ class WriteDocuments(msgspec.Struct, frozen=True, tag=True):
     repeat: bool = False
     """Not the first attempt: a revision found in the history is answered as it was the first time.
     """
+    orphans: bool = False
+    """Take a child whose parent is not known, as ``new_edits=false`` would: the session wrote the
+    parent at a node that cannot be asked.
+    """
 
 
-class Purge(msgspec.Struct, frozen=True, tag=True):
+class Purge(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Remove leaf revisions; the result is {id: revisions purged}."""
 
     database: str
@@ -58,7 +75,7 @@ class Purge(msgspec.Struct, frozen=True, tag=True):
     documents: dict[str, list[str]]
 
 
-class SetRegister(msgspec.Struct, frozen=True, tag=True):
+class SetRegister(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Set (or with ``None`` delete) a last-writer-wins value; ``database`` None: the node's."""
 
     database: str | None
@@ -69,7 +86,7 @@ class SetRegister(msgspec.Struct, frozen=True, tag=True):
     stamp: int
 
 
-class CreateDatabase(msgspec.Struct, frozen=True, tag=True):
+class CreateDatabase(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Make a generation of a database; ``file_exists`` if that or a later one is there."""
 
     name: str
@@ -79,7 +96,7 @@ class CreateDatabase(msgspec.Struct, frozen=True, tag=True):
     repeat: bool = False
 
 
-class DropDatabase(msgspec.Struct, frozen=True, tag=True):
+class DropDatabase(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Drop exactly this generation."""
 
     name: str
@@ -87,33 +104,58 @@ class DropDatabase(msgspec.Struct, frozen=True, tag=True):
     repeat: bool = False
 
 
-class OpenBlob(msgspec.Struct, frozen=True, tag=True):
-    """Begin to receive a large attachment; the result is its number."""
+class Confirm(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Change nothing: answered when what the session wrote is safe."""
 
 
-class PutChunk(msgspec.Struct, frozen=True, tag=True):
-    """The next chunk of it."""
+class PutChunk(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A piece of a large attachment that is being received, under a random ``upload`` of 16 bytes
+    until its name is known.
+    """
 
-    num: int
+    upload: bytes
     index: int
     data: bytes
 
 
-class SealBlob(msgspec.Struct, frozen=True, tag=True):
-    """All chunks are there: the blob's name and length."""
+class SealBlob(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """All ``chunks`` pieces were sent: the blob's name and length."""
 
-    num: int
+    upload: bytes
     name: bytes
     length: int
+    chunks: int
 
 
-class DiscardBlob(msgspec.Struct, frozen=True, tag=True):
+class DiscardBlob(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """It will not be finished."""
 
-    num: int
+    upload: bytes
 
 
 Command = (
     WriteDocuments | Purge | SetRegister | CreateDatabase | DropDatabase
-    | OpenBlob | PutChunk | SealBlob | DiscardBlob
+    | Confirm | PutChunk | SealBlob | DiscardBlob
 )  # fmt: skip
+
+
+class Job(msgspec.Struct):
+    """A command that waits for its commit; ``done`` gets it back with its result or error."""
+
+    command: Any
+    size_bytes: int
+    done: Callable[["Job"], None]
+    result: Any = None
+    needs: Vector = {}
+    """What the session wrote before, perhaps elsewhere."""
+    concern: Concern = Concern.LOCAL
+    """What the client waits for."""
+    written: Vector = {}
+    """What holds the writes of this command, once it is carried out."""
+    slot: str = ""
+    """Whose master carried it out."""
+    reached: Concern = Concern.LOCAL
+    visible: tuple[int, int] = (0, 0)
+    """Applied on so many nodes of so many, as far as ``VISIBLE`` was asked for."""
+    doubtful: bool = False
+    """Was there an attempt that nobody answered?"""

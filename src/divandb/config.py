@@ -15,6 +15,22 @@ MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
+class Keys:
+    """What a node knows of the cluster's secrets, all derived from one: see ``cluster.trust``."""
+
+    cluster: str = ""
+    """The cluster's uuid, 32 hex digits; empty lets the first node choose."""
+    cookies: str = ""
+    """Signs session cookies until an operator sets another secret."""
+    token: str = ""
+    """This node's credential on peer links."""
+    members: bytes = b""
+    """Tells members from others."""
+    masters: bytes = b""
+    """Tells masters from replicas; known to masters alone."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Limits:
     """Every bound on what a client or the node itself may use."""
 
@@ -72,6 +88,63 @@ class Limits:
     """An attachment that no revision refers to is kept this long."""
     outbox_rows_max: int = 100_000
     """Outbox rows that are kept when there is no board to publish to."""
+    heartbeat_ms: int = 250
+    """Between two heartbeats on a peer link."""
+    lease_ms: int = 2_000
+    """A node that nobody has answered for so long no longer knows how old its view is."""
+    silent_slot_ms: int = 3_000
+    """A slot whose owner is silent for so long is named in ``Divan-Silent``, not in the lag."""
+    gap_patience_ms: int = 1_000
+    """What a peer has and the board does not bring is asked for after this time."""
+    session_wait_ms: int = 1_000
+    """A read or write waits so long for what its session wrote elsewhere."""
+    concern_wait_ms_max: int = 10_000
+    """The longest wait for write concern ``board`` or ``visible``, and for a `_local` write."""
+    forward_wait_ms_max: int = 30_000
+    """A forwarded request without an answer is given up after this time."""
+    forward_requests_max: int = 4
+    """Requests with forwarded writes that are under way to one master; more writes share them."""
+    catch_ups_max: int = 16
+    """Catch-ups that a node answers at a time."""
+    relay_bytes_max: int = 8 * MIB
+    """Events of others that wait for a Replicas' Board; more hold their applier."""
+    applier_share_max: float = 0.2
+    """The share of its time that an applier may use while clients ask. It rests after each batch:
+    the next one is larger then, and cheaper by the write."""
+    snapshot_kept_s: int = 600
+    """A copy of the file that was made for another node is kept so long after its last use."""
+    snapshot_behind_max: int = 200_000
+    """A node that lacks more writes than this copies a peer's file instead of catching up."""
+    snapshot_downloads_max: int = 4
+    """Nodes that copy this node's file at a time; one more is a 503."""
+    join_wait_ms: int = 1_500
+    """A node that starts waits so long to hear what others have, before it opens its file."""
+
+
+MASTER = "master"
+REPLICA = "replica"
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A node of the cluster, as others know it."""
+
+    name: str
+    role: str
+    """``MASTER`` or ``REPLICA``."""
+    slot: str
+    """The slot that a master holds, or whose master a replica follows."""
+    url: str
+    """The node's own port, as other nodes reach it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BoardAccess:
+    """How a node opens the Event Boards."""
+
+    url: str
+    principal: str
+    secret: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +154,25 @@ class Config:
     data: Path
     """The folder that holds the node's file."""
     name: str = "m1"
-    """The slot."""
-    host: str = "127.0.0.1"
-    port: int = 5984
-    """The shared client port."""
-    node_port: int = 0
-    """The node's own port; 0 lets the system choose."""
+    role: str = MASTER
+    slot: str = "m1"
+    url: str = ""
+    """The node's own port, as other nodes reach it."""
     admin: str | None = None
     """`USER:PASSWORD` of a server admin that exists whatever the stored configuration says."""
+    board: BoardAccess | None = None
+    """``None``: a single node, which has nobody to tell."""
+    keys: Keys = Keys()
+    seeds: tuple[Member, ...] = ()
+    """Members that are asked first; they name the others."""
+    founding: bool = False
+    """Nobody is ahead of this node: it starts together with the whole cluster."""
     limits: Limits = dataclasses.field(default_factory=Limits)
+
+    @property
+    def member(self) -> Member:
+        """This node."""
+        return Member(self.name, self.role, self.slot, self.url)
 
 
 def limits_from(environment: Mapping[str, str] = os.environ) -> Limits:
@@ -100,11 +183,12 @@ def limits_from(environment: Mapping[str, str] = os.environ) -> Limits:
     for field in dataclasses.fields(Limits):
         variable = f"DIVANDB_{field.name.upper()}"
         if variable in environment:
-            changes[field.name] = _number(variable, environment[variable], type(field.default))
+            changes[field.name] = number(variable, environment[variable], type(field.default))
     return dataclasses.replace(Limits(), **changes)
 
 
-def _number(variable: str, text: str, kind: type[Any]) -> Any:
+def number(variable: str, text: str, kind: type[Any]) -> Any:
+    """The number of this kind in a variable's text; raises ``ValueError`` that names it."""
     try:
         value = kind(text)
     except ValueError:

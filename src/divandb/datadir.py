@@ -2,6 +2,9 @@
 
     DATA/lock          held by a supervisor and its nodes for as long as one of them lives
     DATA/admin         `USER:PASSWORD`, mode 0600, made on the first start
+    DATA/secret        what all credentials between nodes come from, mode 0600
+    DATA/members.json  the nodes of the cluster: ``PlannedNode``
+    DATA/ports.json    ports that stay the same at every start, because other hosts know them
     DATA/cluster.json  what runs now: a ``ClusterRecord``
 
 What the nodes themselves keep there belongs to ``divandb.store``.
@@ -12,7 +15,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +23,7 @@ import msgspec
 
 from divandb.clock import Clock, Rng
 
+SECRET_BYTES = 32
 ADMIN_USER = "admin"
 PASSWORD_BYTES = 18
 LOCK_POLL_S = 0.05
@@ -34,7 +38,7 @@ class NodeRecord(msgspec.Struct):
 
     name: str
     role: str
-    """`master`; replicas come with the cluster release."""
+    """`board`, `master` or `replica`."""
     master: str | None
     """The master that a replica follows."""
     url: str
@@ -45,6 +49,16 @@ class NodeRecord(msgspec.Struct):
     """How often the supervisor has started it again."""
     started_at: str | None
     """When this process was started, RFC 3339 in UTC; None while it is down."""
+
+
+class PlannedNode(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A node that belongs to the cluster of a folder."""
+
+    name: str
+    role: str
+    slot: str
+    url: str = ""
+    """Where it is when another host runs it; empty for one that this folder's supervisor runs."""
 
 
 class ClusterRecord(msgspec.Struct):
@@ -126,7 +140,7 @@ def make_admin(data: Path, rng: Rng) -> str:
         return known
     password = base64.urlsafe_b64encode(rng.token(PASSWORD_BYTES)).decode()
     admin = f"{ADMIN_USER}:{password}"
-    _write_secret(data / "admin", f"{admin}\n")
+    write_private(data / "admin", f"{admin}\n")
     return admin
 
 
@@ -150,7 +164,7 @@ def is_admin(text: str) -> bool:
     return bool(user and password) and text.isprintable()
 
 
-def _write_secret(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read; it is there whole, and durable, or not at all."""
     unfinished = path.with_name(f"{path.name}.tmp")
     unfinished.unlink(missing_ok=True)
@@ -165,6 +179,55 @@ def _write_secret(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def make_secret(data: Path, rng: Rng) -> bytes:
+    """The secret of the folder's cluster, made at random and kept if there is none yet."""
+    if not (data / "secret").exists():
+        write_private(data / "secret", f"{rng.token(SECRET_BYTES).hex()}\n")
+    return read_secret(data)
+
+
+def read_secret(data: Path) -> bytes:
+    """The secret of the folder's cluster."""
+    try:
+        return bytes.fromhex((data / "secret").read_text("ascii").strip())
+    except (OSError, ValueError) as problem:
+        raise DataDirError(f"cannot read {data / 'secret'}: {problem}") from None
+
+
+def read_members(data: Path) -> list[PlannedNode]:
+    """The nodes of the folder's cluster; none before the first start."""
+    path = data / "members.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[PlannedNode])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError) as problem:
+        raise DataDirError(f"cannot read {path}: {problem}") from None
+
+
+def write_members(data: Path, nodes: Sequence[PlannedNode]) -> None:
+    """Remember the nodes."""
+    text = msgspec.json.format(msgspec.json.encode(nodes), indent=2).decode()
+    write_private(data / "members.json", f"{text}\n")
+
+
+def read_ports(data: Path) -> dict[str, int]:
+    """Name → port of the processes that have the same at every start."""
+    path = data / "ports.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, int])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as problem:
+        raise DataDirError(f"cannot read {path}: {problem}") from None
+
+
+def write_ports(data: Path, ports: Mapping[str, int]) -> None:
+    """From the next start on these processes have these ports."""
+    text = msgspec.json.format(msgspec.json.encode(ports), indent=2).decode()
+    write_private(data / "ports.json", f"{text}\n")
 
 
 def write_cluster(data: Path, cluster: ClusterRecord) -> None:

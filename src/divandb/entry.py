@@ -6,6 +6,7 @@ does what once would have done.
 """
 
 import asyncio
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,12 +20,16 @@ from divandb.auth import passwords, policy, users
 from divandb.auth.policy import UserContext
 from divandb.catalog import Catalog, Known
 from divandb.clock import HybridClock, Rng
+from divandb.cluster.sessions import Session
 from divandb.commands import (
     Command,
+    Concern,
+    Confirm,
     CreateDatabase,
     DropDatabase,
     Edit,
     Graft,
+    Job,
     Purge,
     SetRegister,
     WriteDocuments,
@@ -45,8 +50,9 @@ from divandb.master import REVS_LIMIT, WriteResult
 from divandb.replica import Replica
 from divandb.revtree import Attachment, parse_rev
 from divandb.store import registers
-from divandb.store.writer import Job
 
+EVERYWHERE = Concern.VISIBLE
+"""What few do and everybody must see at once: a database made here is there at the next node."""
 SYSTEM_NAMES = frozenset({"_users", "_replicator", "_global_changes"})
 NAME_CHARS_MAX = 238
 FIX_TRIES_MAX = 3
@@ -64,6 +70,13 @@ class Prepared(msgspec.Struct, frozen=True):
     received: Mapping[str, Received] = {}
     kept: tuple[Attachment, ...] = ()
     """Attachments of another document that a copy takes over."""
+
+
+class Doubtful(Conflict):
+    """A conflict after an attempt that nobody answered: the parent may not be chosen again."""
+
+    def __init__(self, conflict: Conflict) -> None:
+        super().__init__(conflict.reason)
 
 
 def check_name(name: str) -> str:
@@ -103,12 +116,30 @@ class Entry:
         self._offload = offload
         self._passwords = password_settings
         self._running: set[asyncio.Future[None]] = set()
+        self._session = Session()
 
-    async def execute(self, command: Command | Callable[..., Any], size_bytes: int) -> Any:
-        """Hand a command to the master; its result once it is durable, or its refusal raised."""
+    def within(self, session: Session) -> "Entry":
+        """The same, for one request of a session."""
+        entry = copy.copy(self)
+        entry._session = session
+        return entry
+
+    async def execute(
+        self, command: Command, size_bytes: int, *, concern: Concern = Concern.LOCAL
+    ) -> Any:
+        """Hand a command to a master; its result once it is durable, or its refusal raised.
+
+        ``concern`` is what this command asks for besides what the request does.
+        """
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._submit(Job(command, size_bytes, lambda result: _settle(answer, result)))
-        return await answer
+        job = Job(command, size_bytes, lambda job: _settle(answer, job))
+        job.needs = self._session.needs.vector
+        job.concern = max(self._session.concern, concern, key=list(Concern).index)
+        self._submit(job)
+        try:
+            return await answer
+        finally:
+            self._session.took_part(job)
 
     # Databases
 
@@ -121,12 +152,13 @@ class Entry:
             raise FileExists("The database could not be created, the file already exists.")
         generation = self._catalog.generation(name) + 1
         packed = orjson.dumps(options).decode()
-        await self.execute(CreateDatabase(name, generation, packed, security), 0)
+        command = CreateDatabase(name, generation, packed, security)
+        await self.execute(command, 0, concern=EVERYWHERE)
 
     async def drop_database(self, name: str) -> None:
         """Drop the generation of the database that is known now."""
         known = self._catalog.get(check_name(name))
-        await self.execute(DropDatabase(name, known.generation), 0)
+        await self.execute(DropDatabase(name, known.generation), 0, concern=EVERYWHERE)
 
     # Documents
 
@@ -136,7 +168,10 @@ class Entry:
 
     def upload(self, content_type: str, *, packed: bool = False) -> Upload:
         """A receiver for one streamed attachment."""
-        return Upload(self.execute, self._offload, self._limits, content_type, packed=packed)
+        upload = self._rng.token(16)
+        return Upload(
+            self.execute, self._offload, self._limits, content_type, upload, packed=packed
+        )
 
     async def write(
         self,
@@ -181,7 +216,9 @@ class Entry:
         for (place, write), result in zip(fixed.items(), answers, strict=True):
             results[place] = result
             refused = isinstance(result, Conflict)
-            if refused and self._may_choose_again(known, documents[place], write):
+            if isinstance(result, Doubtful):
+                results[place] = Conflict()
+            elif refused and self._may_choose_again(known, documents[place], write):
                 again.append(place)
         return again
 
@@ -212,15 +249,16 @@ class Entry:
     def begin_edit(
         self, known: Known, prepared: Prepared, edit: Edit, done: Callable[[Any], None]
     ) -> None:
-        """Hand one ordinary edit to the master: ``done`` gets the revision, or the error.
+        """Hand one ordinary edit to a master: ``done`` gets the revision, or the error.
 
         Only for documents that need no rules of their own; raises ``Busy``.
         """
 
-        def answered(result: Any) -> None:
-            if isinstance(result, list):
-                result = result[0]
-            if isinstance(result, Conflict) and self._may_choose_again(known, prepared, edit):
+        def answered(job: Job) -> None:
+            self._session.took_part(job)
+            result = job.result[0] if isinstance(job.result, list) else job.result
+            open_choice = isinstance(result, Conflict) and not job.doubtful
+            if open_choice and self._may_choose_again(known, prepared, edit):
                 again = asyncio.ensure_future(self._again(known, prepared, done))
                 self._running.add(again)
                 again.add_done_callback(self._running.discard)
@@ -228,7 +266,9 @@ class Entry:
                 done(result)
 
         command = WriteDocuments(known.name, known.generation, [edit])
-        self._submit(Job(command, len(edit.body), answered))
+        job = Job(command, len(edit.body), answered)
+        job.needs, job.concern = self._session.needs.vector, self._session.concern
+        self._submit(job)
 
     async def _again(self, known: Known, prepared: Prepared, done: Callable[[Any], None]) -> None:
         try:
@@ -341,11 +381,11 @@ class Entry:
 
     async def set_security(self, known: Known, security: bytes) -> None:
         """Replace `_security`."""
-        await self._set(known, registers.SECURITY, "", security)
+        await self._set(known, registers.SECURITY, "", security, concern=EVERYWHERE)
 
     async def set_revs_limit(self, known: Known, limit: int) -> None:
         """How many revisions of ancestry new leaves keep."""
-        await self._set(known, registers.OPTION, REVS_LIMIT, b"%d" % limit)
+        await self._set(known, registers.OPTION, REVS_LIMIT, b"%d" % limit, concern=EVERYWHERE)
 
     async def write_local(self, known: Known, doc_id: str, sent: Sent) -> str:
         """Store a `_local` document without a conflict check, as CouchDB does; its revision.
@@ -368,6 +408,10 @@ class Entry:
         await self._set(known, registers.LOCAL, doc_id, None)
         return "0-0"
 
+    async def confirm(self) -> None:
+        """Wait until what the session wrote is on the Masters' Board, or at another master."""
+        await self.execute(Confirm(), 0)
+
     async def admin_line(self, password: str, settings: passwords.Settings) -> str:
         """An admin's password as it is stored; the salt is chosen here."""
         salt = passwords.new_salt(self._rng)
@@ -378,21 +422,36 @@ class Entry:
 
     async def set_setting(self, key: str, value: bytes | None) -> None:
         """Set, or with ``None`` delete, a setting of the server."""
-        await self._set(None, registers.SETTING, key, value)
+        await self._set(None, registers.SETTING, key, value, concern=EVERYWHERE)
 
-    async def _set(self, known: Known | None, kind: str, key: str, value: bytes | None) -> None:
+    async def _set(
+        self,
+        known: Known | None,
+        kind: str,
+        key: str,
+        value: bytes | None,
+        *,
+        concern: Concern = Concern.LOCAL,
+    ) -> None:
         name, generation = (known.name, known.generation) if known else (None, 0)
         command = SetRegister(name, generation, kind, key, value, self._hlc.stamp())
-        await self.execute(command, len(value or b""))
+        await self.execute(command, len(value or b""), concern=concern)
 
 
-def _settle(answer: asyncio.Future[Any], result: Any) -> None:
+def _settle(answer: asyncio.Future[Any], job: Job) -> None:
     if answer.done():  # the client went away; the write stands
         return
-    if isinstance(result, Exception):
-        answer.set_exception(result)
+    if isinstance(job.result, Exception):
+        answer.set_exception(job.result)
     else:
-        answer.set_result(result)
+        answer.set_result(_sure(job))
+
+
+def _sure(job: Job) -> Any:
+    """The result; a conflict that may be with an attempt of our own nobody answered is final."""
+    if job.doubtful and isinstance(job.result, list):
+        return [Doubtful(one) if isinstance(one, Conflict) else one for one in job.result]
+    return job.result
 
 
 def _size(writes: Sequence[Edit | Graft]) -> int:

@@ -12,23 +12,25 @@ import msgspec
 from divandb import merge, revtree
 from divandb.clock import Clock
 from divandb.commands import (
+    Confirm,
     CreateDatabase,
     DiscardBlob,
     DropDatabase,
     Edit,
     Graft,
-    OpenBlob,
     Purge,
     PutChunk,
     SealBlob,
     SetRegister,
     WriteDocuments,
 )
-from divandb.errors import Conflict, DivanError, FileExists, NotFound, PreconditionFailed
+from divandb.errors import Busy, Conflict, DivanError, FileExists, NotFound, PreconditionFailed
+from divandb.event import are_hashes
 from divandb.revtree import Leaf
 from divandb.store import blobs, documents, registers
 from divandb.store.databases import Database
 from divandb.store.ledger import Changes, Kind, Ledger
+from divandb.vector import Dot, Vector
 
 REVS_LIMIT = "revs_limit"
 """The key of the register that says how many revisions of ancestry a database keeps."""
@@ -44,13 +46,14 @@ class Master:
         self._ledger = ledger
         self._default_revs_limit = revs_limit
         self._clock = clock
+        self._before: Dot | None = None
         self._handlers: dict[type, Callable[[Any], Any]] = {
             WriteDocuments: self._write_documents,
             Purge: self._purge,
             SetRegister: self._set_register,
             CreateDatabase: self._create_database,
             DropDatabase: self._drop_database,
-            OpenBlob: self._open_blob,
+            Confirm: lambda _: None,
             PutChunk: self._put_chunk,
             SealBlob: self._seal_blob,
             DiscardBlob: self._discard_blob,
@@ -62,9 +65,15 @@ class Master:
 
     def execute(self, command: Any) -> Any:
         """Carry out one command; raises ``DivanError`` to refuse it, having changed nothing."""
+        self._before = self._ledger.newest
         if callable(command):
             return command(self._ledger)
         return self._handlers[type(command)](command)
+
+    def written(self) -> Vector:
+        """The last command's own last write; if it made none, all that is contained."""
+        newest = self._ledger.newest
+        return dict([newest]) if newest and newest != self._before else dict(self._ledger.vector)
 
     def commit(self) -> Changes:
         """Make the transaction durable."""
@@ -98,7 +107,7 @@ class Master:
                 births.flush()
                 row = documents.read_row(connection, database.num, write.id)
                 if isinstance(write, Edit):
-                    result = self._edit(database, row, write, revs_limit, command.repeat)
+                    result = self._edit(database, row, write, revs_limit, command)
                 else:
                     result = self._graft(database, row, write, revs_limit)
             there.add(write.id)
@@ -121,15 +130,22 @@ class Master:
         return leaf.rev
 
     def _edit(
-        self, database: Database, row: documents.Row, write: Edit, revs_limit: int, repeat: bool
+        self,
+        database: Database,
+        row: documents.Row,
+        write: Edit,
+        revs_limit: int,
+        command: WriteDocuments,
     ) -> WriteResult:
         shown = row.document.shown()
         parent = revtree.find_leaf(shown, write.parent) if write.parent else None
         pos = revtree.parse_rev(write.parent)[0] + 1 if write.parent else 1
         fits = parent is not None if write.parent else not shown
         if not fits:
-            if repeat and any(leaf.knows(pos, write.rev_hash) for leaf in shown):
+            if command.repeat and any(leaf.knows(pos, write.rev_hash) for leaf in shown):
                 return f"{pos}-{write.rev_hash}"
+            if command.orphans and write.parent and _may_exist(shown, write.parent):
+                return self._graft(database, row, _on_unknown_parent(write), revs_limit)
             return Conflict()
         missing = self._keep_blobs(write)
         if missing is not None:
@@ -226,18 +242,41 @@ class Master:
         self._ledger.next_dot(Kind.DROPPED, database.num, command.name)
         self._ledger.drop_database(database)
 
-    def _open_blob(self, _: OpenBlob) -> int:
-        return blobs.open_blob(self._ledger.connection, self._clock.wall_ms())
-
     def _put_chunk(self, command: PutChunk) -> None:
-        blobs.put_chunk(self._ledger.connection, command.num, command.index, command.data)
+        connection, now_ms = self._ledger.connection, self._clock.wall_ms()
+        num = blobs.receiving(connection, command.upload)
+        if num is None:
+            num = blobs.receive(connection, command.upload, now_ms)
+        blobs.put_chunk(connection, num, command.index, command.data)
 
     def _seal_blob(self, command: SealBlob) -> None:
-        now_ms = self._clock.wall_ms()
-        blobs.seal(self._ledger.connection, command.num, command.name, command.length, now_ms)
+        connection, now_ms = self._ledger.connection, self._clock.wall_ms()
+        num = blobs.receiving(connection, command.upload)
+        if num is not None and blobs.count_chunks(connection, num) == command.chunks:
+            blobs.seal(connection, num, command.name, command.length, now_ms)
+        elif not blobs.touch(connection, command.name, now_ms):
+            raise Busy("The attachment did not arrive whole: send it again.")
 
     def _discard_blob(self, command: DiscardBlob) -> None:
-        blobs.discard(self._ledger.connection, command.num)
+        num = blobs.receiving(self._ledger.connection, command.upload)
+        if num is not None:
+            blobs.discard(self._ledger.connection, num)
+
+
+def _may_exist(shown: list[Leaf], rev: str) -> bool:
+    """Is it a revision that is not known here and may be elsewhere?"""
+    pos, rev_hash = revtree.parse_rev(rev)
+    return are_hashes((rev_hash,)) and not any(leaf.knows(pos, rev_hash) for leaf in shown)
+
+
+def _on_unknown_parent(write: Edit) -> Graft:
+    """The edit with what it says of its parent: its place is taken when the parent arrives."""
+    pos, parent_hash = revtree.parse_rev(write.parent or "")
+    path = (write.rev_hash, parent_hash)
+    return Graft(
+        write.id, pos + 1, path, write.deleted, write.digest, write.body, write.attachments,
+        write.blobs,
+    )  # fmt: skip
 
 
 def _born(document: merge.Document, content: Leaf) -> Leaf:

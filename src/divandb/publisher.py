@@ -1,43 +1,68 @@
 """Outbox → board: this node's own writes as Write Events, in their order, at least once.
 
-A page of the outbox is published whole before the next is read, and its rows go when the board has
-acknowledged it: a crash in between publishes it again, which changes nothing anywhere. While the
-board is away the outbox grows, writes go on, and the publisher tries again with back-off.
+A page of the outbox is published whole before the next is read, and its rows go some time after the
+board has acknowledged it: a crash in between publishes it again, which changes nothing anywhere.
+While the board is away the outbox grows, writes go on, and the publisher tries again with back-off.
+
+A page goes out in batches that the board takes: attachments are read chunk by chunk on the way, and
+an event above the board's limit travels in chunks, too.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
+from divandb import event as events
 from divandb.clock import Rng
-from divandb.store.outbox import Page
+from divandb.store.outbox import Attached, Page
 from divandb.telemetry import Log
 
 ROWS_MAX = 256
 """Writes of a page."""
+TRIM_ROWS_MAX = 1024
+"""So many published rows may stay in the outbox: after a crash they go out once more."""
+TRIM_S = 0.5
 RETRY_S_MIN = 0.05
 RETRY_S_MAX = 2.0
 
 ReadPage = Callable[[int, int], Page]
 Send = Callable[[Sequence[bytes]], Awaitable[None]]
 Trim = Callable[[int], Awaitable[None]]
+ReadChunks = Callable[[Attached], Iterable[bytes]]
 
 
 class Publisher:
     """One loop: read, send, trim. ``wake`` is to be set when something was written."""
 
     def __init__(
-        self, read: ReadPage, send: Send, trim: Trim, wake: asyncio.Event, rng: Rng, log: Log
+        self,
+        read: ReadPage,
+        chunks: ReadChunks,
+        send: Send,
+        trim: Trim,
+        wake: asyncio.Event,
+        rng: Rng,
+        log: Log,
+        *,
+        published: Callable[[int, int], None] = lambda origin, oseq: None,
+        message_bytes_max: int,
+        batch_bytes_max: int,
     ) -> None:
+        """``published`` is told how far an origin's writes are on the board."""
         self._read = read
+        self._chunks = chunks
         self._send = send
         self._trim = trim
         self._wake = wake
         self._rng = rng
         self._log = log
+        self._tell = published
+        self._message_bytes_max = message_bytes_max
+        self._batch_bytes_max = batch_bytes_max
         self.published = 0
         """The last outbox row that is on the board."""
-        self.failing = False
-        """Did the last attempt to publish fail?"""
+        self._trimmed = 0
+        self.failing: str | None = None
+        """The last fault, while publishing fails."""
 
     async def run(self) -> None:
         """Publish until cancelled. After any fault the same page is tried again: the next write
@@ -47,12 +72,12 @@ class Publisher:
         while True:
             try:
                 await self._round()
-                self.failing = False
+                self.failing = None
                 pause_s = RETRY_S_MIN
             except Exception as fault:
-                if not self.failing:
+                if self.failing is None:
                     self._log.event("publishing fails", fault=repr(fault))
-                self.failing = True
+                self.failing = str(fault) or repr(fault)
                 await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
                 pause_s = min(pause_s * 2, RETRY_S_MAX)
 
@@ -60,8 +85,53 @@ class Publisher:
         self._wake.clear()
         page = self._read(self.published, ROWS_MAX)
         if page.upto == self.published:
-            await self._wake.wait()
+            await self._rest()
             return
-        await self._send(page.messages)
+        for batch in batches(self._messages(page), self._batch_bytes_max):
+            await self._send(batch)
         self.published = page.upto
-        await self._trim(page.upto)
+        self._tell(page.origin, page.oseq)
+        if self.published - self._trimmed >= TRIM_ROWS_MAX:
+            await self._tidy()
+
+    async def _rest(self) -> None:
+        """Wait for something new. Rows that are on the board go in the quiet, since each time they
+        do costs a commit.
+        """
+        try:
+            await asyncio.wait_for(self._wake.wait(), TRIM_S if self._is_untidy else None)
+        except TimeoutError:
+            await self._tidy()
+
+    @property
+    def _is_untidy(self) -> bool:
+        return self.published > self._trimmed
+
+    async def _tidy(self) -> None:
+        upto = self.published
+        await self._trim(upto)
+        self._trimmed = upto
+
+    def _messages(self, page: Page) -> Iterator[bytes]:
+        """Everything that goes out, each piece such that the board takes it."""
+        for item in page.messages:
+            if isinstance(item, Attached):
+                yield from self._chunks(item)
+            elif len(item) > self._message_bytes_max:
+                yield from events.split(item)
+            else:
+                yield item
+
+
+def batches(messages: Iterable[bytes], bytes_max: int) -> Iterator[list[bytes]]:
+    """The messages in lists of at most ``bytes_max`` bytes, four more counted for each."""
+    batch: list[bytes] = []
+    size = 0
+    for message in messages:
+        if batch and size + len(message) + 4 > bytes_max:
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += len(message) + 4
+    if batch:
+        yield batch

@@ -5,30 +5,33 @@ made of pages, so that nobody waits long for anybody.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from divandb import cursor, revtree
-from divandb.catalog import Catalog, Known
+from divandb.catalog import NO_DATABASE, Catalog, Known
 from divandb.cursor import Cursor
-from divandb.errors import Busy
+from divandb.errors import Busy, NotFound
 from divandb.revtree import Leaf
-from divandb.store import blobs, changes, documents, listing, registers
+from divandb.store import blobs, changes, databases, digests, documents, listing, registers
 from divandb.store.changes import BETWEEN, Lines
-from divandb.store.databases import Database
+from divandb.store.databases import EMPTY_DIGEST, Database
 from divandb.store.documents import DELETED, NOTHING_SHOWN, Revision, Row
-from divandb.store.file import Connection
+from divandb.store.file import Connection, Disk, connect
 from divandb.store.listing import Page, Span, rest_after
 from divandb.vector import Vector, covers, join
 
 __all__ = [
     "BETWEEN", "DELETED", "Lines", "Page", "Replica", "Revision", "Row", "Span", "Start",
-    "rest_after",
+    "Summary", "rest_after",
 ]  # fmt: skip
 
 Winner = tuple[str, int, bytes]
+CHECK_CACHE_BYTES = 2**20
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -38,6 +41,17 @@ class Start(msgspec.Struct, frozen=True):
 
     seq: int
     seen: dict[int, int] | None = None
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a database held at one moment; digests are 32 hex digits (``store.digests``)."""
+
+    docs: int
+    tombstones: int
+    update_seq: str
+    vector: dict[int, int]
+    digest: str
+    recomputed: str | None = None
 
 
 class Replica:
@@ -51,6 +65,7 @@ class Replica:
         self._numbering = numbering
         self._waiters_max = waiters_max
         self._waiters: dict[int, set[asyncio.Event]] = {}
+        self._checking = False
 
     # Documents
 
@@ -129,6 +144,44 @@ class Replica:
         size: Any = self._connection.pragma("page_size")
         return int(pages * size)
 
+    def summary(self, known: Known) -> Summary:
+        """Counts, vector and digest, read in one snapshot; raises ``NotFound`` if it is gone."""
+        with self._connection:
+            found = self._summary(self._connection, _living(self._connection, known))
+        return found
+
+    async def checked(self, known: Known, pause: Callable[[], Awaitable[None]]) -> Summary:
+        """The same with the digest recomputed from all rows, in one snapshot.
+
+        ``pause`` is awaited after each piece of the work. Reads on a connection of its own, so that
+        others see what is committed meanwhile. Raises ``Busy`` while another check is under way.
+        """
+        if self._checking:
+            raise Busy("Another check is under way.")
+        self._checking = True
+        try:
+            with closing(_another(self._connection)) as connection, connection:
+                database = _living(connection, known)
+                digest = EMPTY_DIGEST
+                for number in digests.pieces(connection, database):
+                    digest = digests.combined(digest, number)
+                    await pause()
+                found = self._summary(connection, database)
+        finally:
+            self._checking = False
+        return msgspec.structs.replace(found, recomputed=digests.shown(database, digest))
+
+    def _summary(self, connection: Connection, database: Database) -> Summary:
+        contained = changes.vector(connection)
+        place = Cursor(self._numbering, database.generation, contained)
+        return Summary(
+            database.docs,
+            database.tombstones,
+            f"{database.seq}{cursor.suffix(place)}",
+            contained,
+            digests.shown(database, database.digest),
+        )
+
     # Registers and attachments
 
     def local(self, known: Known, doc_id: str) -> bytes | None:
@@ -178,12 +231,16 @@ class Replica:
 
     def suffix(self, known: Known, seq: int, seen: Vector | None = None) -> str:
         """What follows the number in the cursor of ``seq``, and may in those just above."""
+        # Read before the counters: what it covers has its place by then. So the cursor behind the
+        # newest change says that everything was seen, and no other node gives any of it again.
+        contained = changes.vector(self._connection)
         database = self.counters(known)
-        vector: Vector = changes.vector_at(self._connection, database, seq)
+        vector: Vector = contained
+        if seq < database.seq:
+            vector = changes.vector_at(self._connection, database, seq)
         if seen:
             # Only as far as this file goes: a cursor with more in it would not be known as given
             # here (``_gave``), and a feed that goes on from it would begin anew each time.
-            contained = changes.vector(self._connection)
             had = {origin: min(oseq, contained.get(origin, 0)) for origin, oseq in seen.items()}
             vector = join(vector, had)
         return cursor.suffix(Cursor(self._numbering, known.generation, dict(vector)))
@@ -264,3 +321,16 @@ class Replica:
     def wake_all(self) -> None:
         """The node stops: feeds end."""
         self.wake(list(self._waiters))
+
+
+def _living(connection: Connection, known: Known) -> Database:
+    database = databases.load(connection, known.num)
+    if database is None or database.dropped:
+        raise NotFound(NO_DATABASE)
+    return database
+
+
+def _another(connection: Connection) -> Connection:
+    """One more reading connection to the same file."""
+    disk = Disk(Path(connection.filename), connection.open_vfs)
+    return connect(disk, readonly=True, cache_bytes=CHECK_CACHE_BYTES)

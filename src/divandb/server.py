@@ -8,10 +8,9 @@ import dataclasses
 import gc
 import logging
 import signal
-import socket
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -20,53 +19,92 @@ import uvicorn
 import uvloop
 
 from divandb.auth import users
+from divandb.board.base import BoardLimits
+from divandb.board.embedded import EmbeddedBoard
 from divandb.catalog import Catalog
 from divandb.clock import HybridClock, SystemClock, SystemRng
-from divandb.config import Config
+from divandb.cluster import trust
+from divandb.cluster.courier import Courier
+from divandb.cluster.desk import Desk
+from divandb.cluster.fetching import Fetcher, Giver
+from divandb.cluster.peers import Peers
+from divandb.cluster.progress import Progress, Reach
+from divandb.cluster.share import Share
+from divandb.cluster.snapshots import Shelf
+from divandb.commands import Job
+from divandb.condition import condition
+from divandb.config import MASTER, Config
 from divandb.entry import Entry
-from divandb.httpd import attachments, bulk, changes, databases, documents, info, listing, session
+from divandb.errors import FileExists
+from divandb.httpd import (
+    attachments,
+    bulk,
+    changes,
+    cluster,
+    databases,
+    divan,
+    documents,
+    info,
+    listing,
+    session,
+    snapshots,
+)
 from divandb.httpd.app import App
 from divandb.httpd.authenticator import Authenticator
 from divandb.httpd.call import RouteTable
+from divandb.httpd.forward import Forwarder
 from divandb.httpd.lane import Lane
+from divandb.httpd.peer_lane import PeerLane
 from divandb.httpd.protocol import protocol_class
 from divandb.httpd.services import Services
+from divandb.httpd.standing import Standing
+from divandb.joining import join
+from divandb.link import Link
 from divandb.master import Master
+from divandb.node import Parts, Role, as_master, as_replica
+from divandb.pulse import Sockets, keep_listening
 from divandb.replica import Replica
 from divandb.settings import Settings
-from divandb.store import file, registers
+from divandb.store import arrivals, file, outbox, registers
 from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.ledger import Changes, Ledger
-from divandb.store.upkeep import Upkeep, tend
-from divandb.store.writer import Job, Writer
+from divandb.store.upkeep import Upkeep, all_kept, no_board, tend
+from divandb.store.writer import Writer
 from divandb.telemetry import LineLog
+from divandb.vector import Vector
 
 TABLES: list[RouteTable] = [
+    cluster.ROUTES, snapshots.ROUTES,
     session.ROUTES, info.ROUTES, databases.ROUTES, bulk.ROUTES, listing.ROUTES, changes.ROUTES,
-    documents.ROUTES, attachments.ROUTES,
+    divan.ROUTES, documents.ROUTES, attachments.ROUTES,
 ]  # fmt: skip
+SYSTEM_DATABASES = ("_users", "_replicator")
 SWITCH_INTERVAL_S = 0.001
 OFFLOAD_THREADS = 2
 GRACE_S = 5
 
 
-def serve(config: Config, sockets: list[socket.socket]) -> None:
+def serve(config: Config, sockets: Sockets) -> None:
     """Serve on these listening sockets until SIGTERM or SIGINT; then close in order."""
     # The writer's thread must not wait 5 ms for the loop to let go of the interpreter.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # What is wrong with a request its sender hears; a log that anybody can fill helps nobody.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     uvloop.run(_serve(config, sockets))
 
 
-async def _serve(config: Config, sockets: list[socket.socket]) -> None:
+async def _serve(config: Config, sockets: Sockets) -> None:
     async with AsyncExitStack() as stack:
-        services = await stack.enter_async_context(opened(config))
+        node = await stack.enter_async_context(opened(config))
+        services = node.services
         app = App(services, TABLES)
         server = _Server(
             uvicorn.Config(
                 app,
-                http=protocol_class(Lane(services), config.limits.header_bytes_max),
+                http=protocol_class(
+                    Lane(services), PeerLane(services), config.limits.header_bytes_max
+                ),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -81,8 +119,13 @@ async def _serve(config: Config, sockets: list[socket.socket]) -> None:
             ),
             services,
         )
-        services.log.event("serving", data=str(config.data))
-        await server.serve(sockets)
+        node.asked = lambda: server.server_state.total_requests
+        services.log.event("serving", role=config.role, data=str(config.data))
+        if sockets.shared is not None:
+            sockets.pulse.beat()
+            beating = keep_listening(sockets.pulse, sockets.shared)
+            await stack.enter_async_context(_background(beating))
+        await server.serve(sockets.listening())
 
 
 class _Server(uvicorn.Server):
@@ -99,40 +142,63 @@ class _Server(uvicorn.Server):
         self.should_exit = True  # not more: uvicorn would raise the signal again before we close
 
 
-@asynccontextmanager
-async def opened(config: Config) -> AsyncIterator[Services]:
+class Node:
     """A whole node but for its sockets."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.asked: Callable[[], int] = lambda: 0
+        """How many requests have come so far."""
+
+
+@asynccontextmanager
+async def opened(config: Config) -> AsyncIterator[Node]:
+    """Open everything in order; close it in reverse."""
     limits, clock, rng = config.limits, SystemClock(), SystemRng()
     log = LineLog(config.name, clock)
+    loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
-        disk = file.Disk(config.data / file.FILE_NAME)
-        writing = file.open_for_writing(disk, cache_bytes=limits.sqlite_cache_bytes_max)
-        broken = threading.Event()
-        stack.callback(lambda: file.release(writing, sound=not broken.is_set()))
-        identity = file.take_identity(writing, rng)
-        reading = file.connect(disk, readonly=True, cache_bytes=limits.sqlite_cache_bytes_max)
-        stack.callback(reading.close)
-
-        hlc = HybridClock(clock)
-        ledger = Ledger(writing, config.name, hlc, rng)
-        settings = Settings()
-        catalog = Catalog(reading, limits.revs_limit)
-        replica = Replica(reading, catalog, identity.numbering, limits.feeds_max)
-
         pool = ThreadPoolExecutor(OFFLOAD_THREADS, thread_name_prefix="offload")
         stack.callback(pool.shutdown)
-        loop = asyncio.get_running_loop()
 
         async def offload(function: Any, *arguments: Any) -> Any:
             return await loop.run_in_executor(pool, function, *arguments)
 
+        await join(config, clock, rng, log, lambda progress: None)
+
+        # The file
+        is_master = config.role == MASTER
+        disk = file.Disk(
+            config.data / file.FILE_NAME, synchronous="FULL" if is_master else "NORMAL"
+        )
+        writing = file.open_for_writing(disk, cache_bytes=limits.sqlite_cache_bytes_max)
+        broken = threading.Event()
+        stack.callback(lambda: file.release(writing, sound=not broken.is_set()))
+        identity = file.take_identity(writing, rng, config.keys.cluster)
+        reading = file.connect(disk, readonly=True, cache_bytes=limits.sqlite_cache_bytes_max)
+        stack.callback(reading.close)
+
+        # Reads
+        hlc = HybridClock(clock)
+        ledger = Ledger(writing, config.slot, hlc, rng)
+        settings = Settings(config.keys.cookies)
+        catalog = Catalog(reading, limits.revs_limit)
+        replica = Replica(reading, catalog, identity.numbering, limits.feeds_max)
+        own_slot = config.slot if is_master else None
+        progress = Progress(dict(ledger.vector), ledger.slots(), clock, own_slot)
         authenticator = Authenticator(
             catalog, replica, settings, clock, rng, offload, config.admin, limits.login_queue_max
         )
-        gauge = WalGauge(writing)
-        upkeep = Upkeep(ledger, gauge, clock, limits)
 
-        delivery = _Delivery(loop, catalog, settings, authenticator, replica, upkeep)
+        # The writer
+        gauge = WalGauge(writing)
+        upkeep = Upkeep(ledger, gauge, clock, limits, all_kept if config.board else no_board)
+        boarded = Reach(outbox.unpublished(reading))
+        wrote = asyncio.Event()
+        delivery = _Delivery(
+            loop, catalog, settings, authenticator, replica, upkeep, progress, boarded, wrote,
+            lambda: ledger.origin, config.slot,
+        )  # fmt: skip
         writer = Writer(
             Master(ledger, clock, limits.revs_limit),
             limits,
@@ -141,25 +207,46 @@ async def opened(config: Config) -> AsyncIterator[Services]:
         )
         writer.start()
         stack.callback(writer.stop)
+
+        async def execute(step: Callable[[Ledger], Any], size_bytes: int) -> Any:
+            return await _result(writer.submit, step, size_bytes)
+
+        await execute(lambda ledger: arrivals.retry_holes(ledger, clock.wall_ms()), 0)
+
+        # The other nodes
+        peers = Peers(
+            config, progress,
+            lambda url: Link(url, {"authorization": trust.SCHEME + config.keys.token}, rng),
+            clock, log,
+        )  # fmt: skip
+        stack.push_async_callback(peers.close)
+        fetcher = Fetcher(peers, progress, execute, config.keys.token, clock, limits, log)
+        peers.fetch = fetcher.fetch
+        giver = Giver(disk, offload, limits)
+        shelf = Shelf(disk, clock, rng, limits, offload, log)
+        stack.push_async_callback(shelf.close)
+        await stack.enter_async_context(_background(shelf.tend()))
+        submit, desk = writer.submit, None
+        if is_master:
+            desk = Desk(
+                writer.submit, config.slot, progress, boarded if config.board else None, peers,
+                fetcher.fetch, clock, limits,
+            )  # fmt: skip
+            submit = desk.submit
+        else:
+            courier = Courier(peers, clock, limits)
+            stack.push_async_callback(courier.close)
+            submit = courier.submit
         entry = Entry(
-            writer.submit,
-            catalog,
-            replica,
-            hlc,
-            rng,
-            limits,
-            offload,
-            authenticator.password_settings,
+            submit, catalog, replica, hlc, rng, limits, offload, authenticator.password_settings
         )
         settings.refresh(replica.settings())
-        await _first_start(entry, catalog, settings, rng)
 
-        checkpointer = Checkpointer(disk, gauge, limits)
-        stack.callback(checkpointer.close)
-        keeping = asyncio.create_task(tend(upkeep, checkpointer, entry.execute, offload, log))
-        stack.push_async_callback(_cancelled, keeping)
-        gc.freeze()
-        yield Services(
+        standing = Standing(peers, progress, settings, limits)
+        forwarder = Forwarder()
+        stack.push_async_callback(forwarder.close)
+        role = Role()
+        services = Services(
             config=config,
             limits=limits,
             cluster=identity.cluster,
@@ -175,8 +262,71 @@ async def opened(config: Config) -> AsyncIterator[Services]:
             compact=upkeep.request,
             compacting=upkeep.compacting,
             tasks=upkeep.tasks,
+            progress=progress,
+            peers=peers,
+            standing=standing,
+            snapshots=shelf,
+            forwarder=forwarder,
+            give=giver.give,
+            carry_out=desk.submit if desk is not None else None,
+            condition=lambda: condition(config, progress, peers, role, fetcher, writer, clock),
+            is_ready=lambda: all(catalog.find(name) is not None for name in SYSTEM_DATABASES),
             numbers=lambda: upkeep.status() | {"write_queue_jobs": writer.waiting_jobs},
         )
+        node = Node(services)
+
+        # What runs beside requests
+        if config.board is not None:
+            limits_of_board = BoardLimits()
+            board = EmbeddedBoard(
+                config.board.url, config.board.principal, config.board.secret, rng, limits_of_board
+            )
+            stack.push_async_callback(board.close)
+            parts = Parts(
+                config, board, limits_of_board, reading, execute, lambda: ledger.has_gap, progress,
+                boarded, wrote, peers, fetcher,
+                Share(limits.applier_share_max, lambda: node.asked()).pace, clock, rng, log,
+            )  # fmt: skip
+            peers.is_hasty = role.is_cut_off
+            await stack.enter_async_context(_background(peers.run()))
+            await stack.enter_async_context((as_master if is_master else as_replica)(parts, role))
+        if is_master:
+            await stack.enter_async_context(
+                _background(_first_start(entry, catalog, settings, rng, log))
+            )
+        checkpointer = Checkpointer(disk, gauge, limits)
+        stack.callback(checkpointer.close)
+        await stack.enter_async_context(
+            _background(tend(upkeep, checkpointer, execute, offload, log))
+        )
+        gc.freeze()
+        yield node
+
+
+async def _result(submit: Callable[[Job], None], command: Any, size_bytes: int) -> Any:
+    """A command's result once its commit is through, its error raised."""
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def done(job: Job) -> None:
+        if answer.done():
+            return
+        if isinstance(job.result, Exception):
+            answer.set_exception(job.result)
+        else:
+            answer.set_result(job.result)
+
+    submit(Job(command, size_bytes, done))
+    return await answer
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +339,11 @@ class _Delivery:
     authenticator: Authenticator
     replica: Replica
     upkeep: Upkeep
+    progress: Progress
+    boarded: Reach
+    wrote: asyncio.Event
+    own_origin: Callable[[], int | None]
+    slot: str
 
     def hand_over(self, jobs: list[Job], made: Changes | None) -> None:
         """On the writer's thread: one wake-up of the loop a batch."""
@@ -199,7 +354,7 @@ class _Delivery:
         if made is not None:
             self._spread(made)
         for job in jobs:
-            job.done(job.result)
+            job.done(job)
 
     def _spread(self, made: Changes) -> None:
         if made.databases or made.registers:
@@ -210,17 +365,34 @@ class _Delivery:
         known = self.catalog.find(users.USERS_DB)
         if made.databases or (known is not None and known.num in made.documents):
             self.authenticator.users_changed()
+        if made.vector is not None:
+            self._move_on(made.vector)
         self.replica.wake(made.documents | made.databases)
         self.upkeep.changed.set()
 
+    def _move_on(self, vector: Vector) -> None:
+        origin = self.own_origin()
+        if origin is not None:
+            self.progress.slots.setdefault(origin, self.slot)
+            if origin not in self.boarded.vector:
+                self.boarded.vector = {**self.boarded.vector, origin: 0}
+            if vector.get(origin, 0) > self.progress.vector.get(origin, 0):
+                self.wrote.set()
+        self.progress.advance(vector)
 
-async def _first_start(entry: Entry, catalog: Catalog, settings: Settings, rng: SystemRng) -> None:
+
+async def _first_start(
+    entry: Entry, catalog: Catalog, settings: Settings, rng: SystemRng, log: LineLog
+) -> None:
     """What a new cluster has from the beginning: a secret for cookies, and the system databases."""
-    if not settings.find("chttpd_auth", "secret"):
-        await entry.set_setting("chttpd_auth/secret", rng.token(16).hex().encode())
-    for name in ("_users", "_replicator"):
-        if catalog.find(name) is None:
-            await entry.create_database(name, {})
+    try:
+        if not settings.find("chttpd_auth", "secret"):
+            await entry.set_setting("chttpd_auth/secret", rng.token(16).hex().encode())
+        for name in SYSTEM_DATABASES:
+            if catalog.find(name) is None:
+                await entry.create_database(name, {})
+    except FileExists:
+        log.event("another master has made the system databases")
 
 
 def _fatal(log: LineLog, broken: threading.Event) -> Any:
@@ -231,8 +403,3 @@ def _fatal(log: LineLog, broken: threading.Event) -> Any:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     return fatal
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

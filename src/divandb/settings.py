@@ -18,6 +18,7 @@ DEFAULTS: dict[str, dict[str, str]] = {
         "timeout": "600",
     },
     "cors": {"credentials": "false", "headers": "", "max_age": "600", "methods": "", "origins": ""},
+    "divan": {"write_concern": "local"},
     "vendor": {"name": "DivanDB"},
 }
 ADMINS = "admins"
@@ -26,12 +27,14 @@ ADMINS = "admins"
 class Settings:
     """Defaults under what is stored. Kept in memory on the event loop, refreshed by each commit."""
 
-    def __init__(self) -> None:
+    def __init__(self, cookie_secret: str = "") -> None:
+        """``cookie_secret`` holds until another is stored; empty: there is none."""
         self._stored: dict[str, str] = {}
+        self._given = {"chttpd_auth/secret": cookie_secret} if cookie_secret else {}
 
     def refresh(self, stored: Mapping[str, bytes]) -> None:
         """Take over what the file holds, by ``section/key``."""
-        self._stored = {key: value.decode() for key, value in stored.items()}
+        self._stored = self._given | {key: value.decode() for key, value in stored.items()}
 
     def get(self, section: str, key: str) -> str:
         """The value; raises ``NotFound`` as CouchDB does for an unknown key."""

@@ -1,9 +1,13 @@
-"""Start the nodes of one machine, and start again what dies.
+"""Start the processes of one machine, and start again what dies.
 
-The parent opens the sockets, forks one child a node and then only waits for signals: it holds no
-threads, loops or connections, so that a fork is safe at any time, and uses no CPU when nothing
-happens. The listening sockets stay open in the parent while a node is down, so that clients wait
-in the queue for the next one instead of being refused.
+The parent opens the sockets, forks one child each and then only waits for signals: it holds no
+threads, loops or connections, so that a fork is safe at any time. The children's own sockets listen
+from the beginning and stay open in the parent while a child is down, so that who calls waits in the
+queue for the next one instead of being refused. Only a child that stays down gives its sockets up.
+
+Clients share one port: each child that serves them has a socket on it, which listens once the child
+does. The parent looks after these listeners (``divandb.pulse``): it shuts that of a child that is
+down or silent, as long as another one is awake. With fewer than two of them it never wakes up.
 
 ``Policy`` decides what to do and when; ``Supervisor`` does it.
 """
@@ -20,23 +24,27 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from divandb import datadir
+import msgspec
+
+from divandb import datadir, pulse
 from divandb.clock import Clock
-from divandb.config import Config
 from divandb.datadir import ClusterRecord, NodeRecord
+from divandb.probe import ANSWER_S_MAX, Probe, Question
+from divandb.pulse import BACKLOG_CONNECTIONS_MAX, Pulse, Sockets, Vigil
 from divandb.telemetry import Log
 
-Serve = Callable[[Config, list[socket.socket]], None]
-"""Serve a node on these listening sockets until SIGTERM or SIGINT, then return."""
-
-BACKLOG_CONNECTIONS_MAX = 1024
+BOARD = "board"
 RECORD_RETRY_S = 1.0
 """So often what runs is tried to be written down while the disk refuses it."""
 READY_POLL_S = 0.02
-ANSWER_S_MAX = 1.0
+"""Signals are seen this late while the first answers are waited for."""
+CHILDREN_MAX = 256
+LAST_SHARE = 0.2
+"""Of ``stop_s_max``: kept for those that are to end last."""
 CRASHED = 70
 PR_SET_PDEATHSIG = 1
 
@@ -44,7 +52,32 @@ ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class StartError(Exception):
-    """The nodes cannot be started; the text is one line for the operator."""
+    """The children cannot be started; the text is one line for the operator."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChildSpec:
+    """One process of the plan."""
+
+    name: str
+    role: str
+    """`board`, `master` or `replica`. A board is stopped last, and is ready with any answer; the
+    others are with a 200.
+    """
+    master: str | None
+    """The master that a replica follows."""
+    serves_clients: bool
+    """Whether it gets a socket on the clients' port."""
+    port: int = 0
+    """Its own; 0 lets the system choose."""
+    ready_path: str = "/_up"
+    """What is asked for to see that it is ready."""
+
+
+Serve = Callable[[ChildSpec, Mapping[str, str], Sockets], None]
+"""Runs in the child, after the fork: make what ``spec`` says and serve it on these sockets until
+SIGTERM or SIGINT, then return. The mapping has all children that are known by then, name → URL.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +85,20 @@ class Bounds:
     """How long the supervisor waits, in seconds."""
 
     restart_s_min: float = 0.1
-    """Before the first new start of a node that died; doubled each time."""
+    """Before the first new start of a child that died; doubled each time."""
     restart_s_max: float = 5.0
     healthy_s_min: float = 10.0
-    """A node that lived this long begins again with ``restart_s_min``."""
+    """A child that lived this long begins again with ``restart_s_min``."""
     ready_s_max: float = 60.0
-    """For the first answer of all nodes."""
+    """For the first answer of all children."""
     stop_s_max: float = 10.0
-    """For a node to end after SIGTERM, before it is killed."""
+    """For all to end after SIGTERM, before they are killed."""
+    silent_s_max: float = 0.25
+    """For a child that serves clients to show no life, before its listener is shut."""
 
 
 class Action(enum.Enum):
-    """What is to be done to a node."""
+    """What is to be done to a child."""
 
     START = enum.auto()
     TERMINATE = enum.auto()
@@ -72,7 +107,7 @@ class Action(enum.Enum):
 
 @dataclasses.dataclass
 class _Watch:
-    """What ``Policy`` knows about one node."""
+    """What ``Policy`` knows about one child."""
 
     start_at: float | None
     """When to start it; None while it runs, and when it stays down."""
@@ -80,33 +115,50 @@ class _Watch:
     """The wait before the latest new start."""
     started_at: float | None = None
     """When it was started; None while it is down."""
+    is_last: bool = False
+    """Whether it is to end after the others."""
     terminated: bool = False
     killed: bool = False
 
 
 class Policy:
-    """When to start, terminate and kill which node: decisions only, on the clock it is given.
+    """When to start, terminate and kill which child: decisions only, on the clock it is given.
 
-    Rules: a node that ends is started again after a pause that doubles from ``restart_s_min`` to
-    ``restart_s_max`` and begins anew once the node has lived for ``healthy_s_min``. Without
-    ``restart`` it stays down, and when all are down the work is over, with the status of the last
-    that failed. After ``stop`` nothing is started, each node is terminated once, and killed once
-    when ``stop_s_max`` has passed or somebody insists.
+    Rules: a child that ends is started again after a pause that doubles from ``restart_s_min`` to
+    ``restart_s_max`` and begins anew once the child has lived for ``healthy_s_min``. Without
+    ``restart`` it stays down, and when all are down but those that are to end last, the work is
+    over, with the status of the last that failed. After ``stop`` nothing is started, each child is
+    terminated once, and killed once when ``stop_s_max`` has passed or somebody insists. Those that
+    are to end ``last`` are terminated when the others have ended, which are killed early enough
+    for that.
     """
 
-    def __init__(self, names: Sequence[str], clock: Clock, bounds: Bounds, restart: bool) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        clock: Clock,
+        bounds: Bounds,
+        restart: bool,
+        last: Collection[str] = (),
+    ) -> None:
         self._clock = clock
         self._bounds = bounds
         self._restart = restart
-        now = clock.monotonic()
-        self._watches = {name: _Watch(start_at=now) for name in names}
+        self._watches: dict[str, _Watch] = {}
         self._kill_at: float | None = None
         self._status = 0
+        for name in names:
+            self.add(name, is_last=name in last)
 
     @property
     def stopping(self) -> bool:
-        """Whether ``stop`` was asked for."""
+        """Whether the end was asked for, or has come."""
         return self._kill_at is not None
+
+    def add(self, name: str, *, is_last: bool = False) -> None:
+        """``name`` is to be started now."""
+        start_at = None if self.stopping else self._clock.monotonic()
+        self._watches[name] = _Watch(start_at=start_at, is_last=is_last)
 
     def started(self, name: str) -> None:
         """``name`` runs now."""
@@ -124,6 +176,8 @@ class Policy:
             return None
         if not self._restart:
             self._status = status or self._status
+            if not self._others_run():
+                self._kill_at = now + self._bounds.stop_s_max
             return None
         watch.delay_s = self._next_delay_s(watch.delay_s, lived_s)
         watch.start_at = now + watch.delay_s
@@ -147,7 +201,7 @@ class Policy:
             watch.start_at = None
 
     def actions(self) -> list[tuple[Action, str]]:
-        """What is due now; TERMINATE and KILL are given once a node."""
+        """What is due now; TERMINATE and KILL are given once a child."""
         now = self._clock.monotonic()
         due = ((self._due(watch, now), name) for name, watch in self._watches.items())
         return [(action, name) for action, name in due if action is not None]
@@ -156,26 +210,37 @@ class Policy:
         if watch.started_at is None:
             is_due = watch.start_at is not None and watch.start_at <= now
             return Action.START if is_due else None
-        if self._kill_at is None:
+        kill_at = self._kill_time(watch)
+        if kill_at is None:
             return None
-        if self._kill_at <= now and not watch.killed:
+        if kill_at <= now and not watch.killed:
             watch.terminated = watch.killed = True
             return Action.KILL
-        if not watch.terminated:
+        if not watch.terminated and not (watch.is_last and self._others_run()):
             watch.terminated = True
             return Action.TERMINATE
         return None
 
+    def _kill_time(self, watch: _Watch) -> float | None:
+        """When ``watch`` is killed if it has not ended; None unless all is to end."""
+        if self._kill_at is None or watch.is_last:
+            return self._kill_at
+        is_awaited = any(other.is_last for other in self._running())
+        return self._kill_at - is_awaited * LAST_SHARE * self._bounds.stop_s_max
+
     def wait_s(self) -> float | None:
         """Seconds until something is due; None if only a signal can bring something."""
         times = [watch.start_at for watch in self._watches.values()]
-        if any(not watch.killed for watch in self._running()):
-            times.append(self._kill_at)
+        times += [self._kill_time(watch) for watch in self._running() if not watch.killed]
         due = [time for time in times if time is not None]
         return max(0.0, min(due) - self._clock.monotonic()) if due else None
 
     def _running(self) -> list[_Watch]:
         return [watch for watch in self._watches.values() if watch.started_at is not None]
+
+    def _others_run(self) -> bool:
+        """Whether anything runs that is not to end last."""
+        return any(not watch.is_last for watch in self._running())
 
     def exit_status(self) -> int | None:
         """The supervisor's exit status; None while there is something left to watch."""
@@ -185,55 +250,78 @@ class Policy:
 
 
 @dataclasses.dataclass
-class _Node:
-    """One node's process, or the lack of it."""
+class _Child:
+    """One process, or the lack of it."""
 
-    config: Config
-    sockets: list[socket.socket]
-    """The shared client socket and the node's own, listening."""
+    spec: ChildSpec
+    sockets: Sockets
     record: NodeRecord
     starts: int = 0
+    is_shut: bool = False
+    """Whether its shared listener was shut and has not been seen to listen since."""
+
+    def close(self) -> None:
+        """Give its sockets up."""
+        self.sockets.own.close()
+        if self.sockets.shared is not None:
+            self.sockets.shared.close()
 
 
 class Supervisor:
-    """The nodes of one machine under one parent process.
+    """The processes of one machine under one parent.
 
-    ``configs`` share data folder, host and port; ``serve`` is what each child runs.
+    ``data`` is the folder that says what runs, ``host`` and ``port`` are the clients' (port 0: the
+    system chooses), ``plan`` says what to start, in this order. ``serve`` is what each child runs.
+    On SIGUSR1, ``grow`` is asked for the plan as it is now: what is new in it is started.
     """
 
     def __init__(
         self,
-        configs: Sequence[Config],
+        data: Path,
+        host: str,
+        port: int,
+        plan: Sequence[ChildSpec],
         serve: Serve,
         clock: Clock,
         log: Log,
         *,
+        grow: Callable[[], Sequence[ChildSpec]] | None = None,
         restart: bool = True,
         bounds: Bounds | None = None,
     ) -> None:
-        self._configs = configs
-        self._data = configs[0].data
+        self._data = data
+        self._host = host
+        self._port = port
+        self._plan = plan
         self._serve = serve
         self._clock = clock
         self._log = log
-        self._unrecorded = False
+        self._grow = grow
         self._bounds = bounds or Bounds()
-        names = [config.name for config in configs]
-        self._policy = Policy(names, clock, self._bounds, restart)
-        self._nodes: dict[str, _Node] = {}
+        names = [spec.name for spec in plan]
+        boards = [spec.name for spec in plan if spec.role == BOARD]
+        self._policy = Policy(names, clock, self._bounds, restart, last=boards)
+        self._vigil = Vigil(self._bounds.silent_s_max)
+        self._children: dict[str, _Child] = {}
         self._cluster = ClusterRecord(url="", pid=os.getpid(), nodes=[])
+        self._recorded = b""
+        self._unrecorded = False
         self._signals = _watched_signals()
         self._is_ready = False
+        self._asked_to_grow = False
 
     def run(self, on_ready: Callable[[ClusterRecord], None]) -> int:
         """Run until told to stop; the exit status.
 
-        ``on_ready`` is called once, when all nodes answer. The caller holds the data folder's
-        lock. Raises ``StartError`` when the sockets cannot be opened, or a node ends or stays
+        ``on_ready`` is called once, when all children answer. The caller holds the data folder's
+        lock. Raises ``StartError`` when the sockets cannot be opened, or a child ends or stays
         silent before that.
         """
         with contextlib.ExitStack() as stack:
-            self._open_nodes(stack)
+            stack.callback(self._close_sockets)
+            self._take_port(stack)
+            for spec in self._plan:
+                self._open(spec)
             stack.enter_context(_blocked(self._signals))
             stack.callback(datadir.remove_cluster, self._data)
             stack.callback(self._wind_down)
@@ -247,41 +335,54 @@ class Supervisor:
                 on_ready(self._cluster)
             return self._watch()
 
-    def _open_nodes(self, stack: contextlib.ExitStack) -> None:
-        port = self._configs[0].port
-        if port:
-            _refuse_used_port(self._configs[0].host, port)
-        for config in self._configs:
-            shared = stack.enter_context(_listen(config.host, port, shared=True))
-            port = shared.getsockname()[1]
-            own = stack.enter_context(_listen(config.host, config.node_port, shared=False))
-            node_port = own.getsockname()[1]
-            record = NodeRecord(
-                name=config.name,
-                role="master",
-                master=None,
-                url=_url(config.host, node_port),
-                pid=None,
-                restarts=0,
-                started_at=None,
-            )
-            config = dataclasses.replace(config, port=port, node_port=node_port)
-            self._nodes[config.name] = _Node(config, [shared, own], record)
-            self._cluster.nodes.append(record)
-        self._cluster.url = _url(self._configs[0].host, port)
+    def _take_port(self, stack: contextlib.ExitStack) -> None:
+        """Hold the clients' port, whichever child listens on it."""
+        if self._port:
+            _refuse_used_port(self._host, self._port)
+        holder = stack.enter_context(bound(self._host, self._port))
+        self._port = holder.getsockname()[1]
+        self._cluster.url = _url(self._host, self._port)
+
+    def _open(self, spec: ChildSpec) -> None:
+        """Make a child's sockets and its entry, not the child; raises ``StartError``."""
+        own = listen(self._host, spec.port)
+        try:
+            shared = bound(self._host, self._port) if spec.serves_clients else None
+        except StartError:
+            own.close()
+            raise
+        record = NodeRecord(
+            name=spec.name,
+            role=spec.role,
+            master=spec.master,
+            url=_url(self._host, own.getsockname()[1]),
+            pid=None,
+            restarts=0,
+            started_at=None,
+        )
+        sockets = Sockets(own, shared, Pulse(self._clock))
+        self._children[spec.name] = _Child(spec, sockets, record)
+        self._cluster.nodes.append(record)
 
     def _bring_up(self) -> None:
-        """Start all nodes and wait, bounded, until each answers."""
+        """Start all children and wait, bounded, until each answers."""
         deadline = self._clock.monotonic() + self._bounds.ready_s_max
-        silent = list(self._nodes.values())
-        while silent and not self._policy.stopping:
-            self._step(wait_s_max=READY_POLL_S)
-            if any(node.record.pid is None for node in silent) and not self._policy.stopping:
-                raise StartError("a node ended before it was ready; its last words are above")
-            if self._clock.monotonic() > deadline:
-                names = ", ".join(node.config.name for node in silent)
-                raise StartError(f"no answer from {names} in {self._bounds.ready_s_max:g} s")
-            silent = [node for node in silent if not answers(node.record.url)]
+        self._step(wait_s_max=0)
+        questions = [_question(child) for child in self._children.values()]
+        with contextlib.closing(Probe(questions, self._clock)) as probe:
+            while (probe.silent or not self._has_listener()) and not self._policy.stopping:
+                if any(child.record.pid is None for child in self._children.values()):
+                    raise StartError("a node ended before it was ready; its last words are above")
+                if self._clock.monotonic() > deadline:
+                    names = ", ".join(probe.silent) or self._cluster.url
+                    raise StartError(f"no answer from {names} in {self._bounds.ready_s_max:g} s")
+                probe.wait(READY_POLL_S)
+                self._step(wait_s_max=0)
+
+    def _has_listener(self) -> bool:
+        """Whether a client that comes now is taken, if any child is there for clients."""
+        listeners = [shared for _, shared in self._listeners()]
+        return not listeners or any(pulse.is_listening(shared) for shared in listeners)
 
     def _watch(self) -> int:
         while (status := self._policy.exit_status()) is None:
@@ -296,23 +397,27 @@ class Supervisor:
 
     def _step(self, wait_s_max: float | None = None) -> None:
         """Do what is due, then sleep until a signal comes or the next thing is due."""
-        actions = self._policy.actions()
-        for action, name in actions:
-            self._do(action, self._nodes[name])
-        if actions or self._unrecorded:
-            self._record()
-        wait_s = self._policy.wait_s()
-        if self._unrecorded:
-            wait_s = min(wait_s or RECORD_RETRY_S, RECORD_RETRY_S)
-        if wait_s is None:
-            wait_s = wait_s_max
-        elif wait_s_max is not None:
-            wait_s = min(wait_s, wait_s_max)
+        if self._asked_to_grow and self._is_ready:
+            self._add_children()
+        for action, name in self._policy.actions():
+            self._do(action, self._children[name])
+        look_s = self._look()
+        self._record()
+        retry_s = RECORD_RETRY_S if self._unrecorded else None
+        waits = [self._policy.wait_s(), look_s, retry_s, wait_s_max]
         if self._policy.exit_status() is None:
+            wait_s = min((wait for wait in waits if wait is not None), default=None)
             self._take(_wait_for(self._signals, wait_s))
 
     def _record(self) -> None:
-        """Write down what runs; a disk that is full just now must not stop the watch over nodes."""
+        """Write down what runs, if it is not what was written last.
+
+        A disk that is full just now must not stop the watch over the children.
+        """
+        now = msgspec.json.encode(self._cluster)
+        if now == self._recorded or self._policy.stopping:
+            self._unrecorded = False
+            return
         try:
             datadir.write_cluster(self._data, self._cluster)
         except OSError as problem:
@@ -320,31 +425,90 @@ class Supervisor:
                 self._log.event("cannot record what runs", fault=problem.strerror or problem)
             self._unrecorded = True
         else:
-            self._unrecorded = False
+            self._recorded, self._unrecorded = now, False
+
+    def _look(self) -> float | None:
+        """Shut the listeners of silent children; seconds to the next look, None for never.
+
+        One listener alone stays open whatever it does: there is nothing to look for.
+        """
+        listeners = self._listeners()
+        if len(listeners) < 2 or not self._is_ready or self._policy.stopping:
+            return None
+        beats: dict[str, float | None] = {}
+        for child, shared in listeners:
+            if pulse.is_listening(shared):
+                is_down = child.record.pid is None
+                beats[child.spec.name] = None if is_down else child.sockets.pulse.last_beat
+                self._note(child, is_shut=False)
+        now = self._clock.monotonic()
+        silent = self._vigil.look(beats, now)
+        for child, shared in listeners:
+            if child.spec.name in silent:
+                pulse.shut(shared)
+                self._note(child, is_shut=True)
+        return self._vigil.wait_s(now)
+
+    def _note(self, child: _Child, *, is_shut: bool) -> None:
+        if child.is_shut != is_shut:
+            child.is_shut = is_shut
+            what = "listener shut" if is_shut else "listener open again"
+            self._log.event(what, node=child.spec.name, pid=child.record.pid)
+
+    def _listeners(self) -> list[tuple[_Child, socket.socket]]:
+        """The children that have a place on the clients' port, and their sockets on it."""
+        pairs = [(child, child.sockets.shared) for child in self._children.values()]
+        return [(child, shared) for child, shared in pairs if shared and shared.fileno() >= 0]
 
     def _take(self, number: int | None) -> None:
         if number == signal.SIGCHLD:
             self._reap()
+        elif number == signal.SIGUSR1:
+            self._asked_to_grow = True
         elif number is not None:
             self._log.event("stopping", signal=signal.Signals(number).name)
             self._policy.stop(insist=self._policy.stopping and number == signal.SIGINT)
             self._close_sockets()
 
     def _close_sockets(self) -> None:
-        """From now on only nodes that are still ending can take connections."""
-        for node in self._nodes.values():
-            for listener in node.sockets:
-                listener.close()
+        """From now on only children that are still ending can take connections."""
+        for child in self._children.values():
+            child.close()
 
-    def _do(self, action: Action, node: _Node) -> None:
+    def _add_children(self) -> None:
+        """Take up what is new in the plan; what cannot be is left out, and said."""
+        self._asked_to_grow = False
+        if self._grow is None or self._policy.stopping:
+            return
+        try:
+            plan = self._grow()
+        except Exception as fault:  # it is not ours, and must not take the children down
+            self._log.fault("cannot read what to add", fault)
+            return
+        for spec in plan:
+            if spec.name not in self._children:
+                self._add(spec)
+
+    def _add(self, spec: ChildSpec) -> None:
+        try:
+            if len(self._children) >= CHILDREN_MAX:
+                raise StartError(f"there are {CHILDREN_MAX} already")
+            self._open(spec)
+        except StartError as problem:
+            self._log.event("cannot add node", node=spec.name, reason=problem)
+            return
+        self._policy.add(spec.name, is_last=spec.role == BOARD)
+        self._log.event("node added", node=spec.name, url=self._children[spec.name].record.url)
+
+    def _do(self, action: Action, child: _Child) -> None:
         if action is Action.START:
-            self._start(node)
-        elif node.record.pid is not None:
+            self._start(child)
+        elif child.record.pid is not None:
             number = signal.SIGTERM if action is Action.TERMINATE else signal.SIGKILL
-            os.kill(node.record.pid, number)
+            os.kill(child.record.pid, number)
 
-    def _start(self, node: _Node) -> None:
-        name = node.config.name
+    def _start(self, child: _Child) -> None:
+        name = child.spec.name
         parent = os.getpid()
         self._policy.started(name)
         try:
@@ -355,29 +519,30 @@ class Supervisor:
             self._tell("cannot start node", name, delay_s, reason=problem.strerror)
             return
         if pid == 0:
-            self._be_node(node, parent)
-        node.record.pid = pid
-        node.record.started_at = _rfc3339(self._clock.wall_ms())
-        node.record.restarts = node.starts
-        node.starts += 1
+            self._be(child, parent)
+        child.record.pid = pid
+        child.record.started_at = _rfc3339(self._clock.wall_ms())
+        child.record.restarts = child.starts
+        child.starts += 1
 
-    def _be_node(self, node: _Node, parent: int) -> None:
+    def _be(self, child: _Child, parent: int) -> None:
         """The child's whole life; does not return."""
         status = CRASHED
+        name = child.spec.name
         try:
             # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, which
-            # tells the nodes.
+            # tells the children.
             os.setpgid(0, 0)
             _die_with(parent)
             _reset_signals(self._signals)
-            for other in self._nodes.values():
-                if other is not node:
-                    for listener in other.sockets:
-                        listener.close()
-            self._serve(node.config, node.sockets)
+            for other in self._children.values():
+                if other is not child:
+                    other.close()
+            urls = {known: one.record.url for known, one in self._children.items()}
+            self._serve(child.spec, urls, child.sockets)
             status = 0
         except OSError as problem:
-            print(f"divandb: node {node.config.name}: {problem}", file=sys.stderr)
+            print(f"divandb: node {name}: {problem}", file=sys.stderr)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -389,19 +554,19 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Take note of every child that has ended; one SIGCHLD may stand for several."""
-        for node in self._nodes.values():
-            if node.record.pid is None:
+        for child in self._children.values():
+            if child.record.pid is None:
                 continue
-            pid, status = os.waitpid(node.record.pid, os.WNOHANG)
+            pid, status = os.waitpid(child.record.pid, os.WNOHANG)
             if pid:
-                self._ended(node, os.waitstatus_to_exitcode(status))
-        if not self._policy.stopping:
-            self._record()
+                self._ended(child, os.waitstatus_to_exitcode(status))
 
-    def _ended(self, node: _Node, code: int) -> None:
-        pid, name = node.record.pid, node.config.name
-        node.record.pid = node.record.started_at = None
+    def _ended(self, child: _Child, code: int) -> None:
+        pid, name = child.record.pid, child.spec.name
+        child.record.pid = child.record.started_at = None
         delay_s = self._policy.ended(name, code if code >= 0 else 128 - code)
+        if delay_s is None:
+            child.close()
         if code < 0:
             self._tell("node killed", name, delay_s, pid=pid, signal=signal.Signals(-code).name)
         else:
@@ -428,12 +593,37 @@ def answers(url: str, wait_s_max: float = ANSWER_S_MAX) -> bool:
         connection.close()
 
 
-def _listen(host: str, port: int, *, shared: bool) -> socket.socket:
+def _question(child: _Child) -> Question:
+    address = urlsplit(child.record.url)
+    spec = child.spec
+    host, port = address.hostname or "", address.port or 0
+    status = None if spec.role == BOARD else 200
+    return Question(spec.name, host, port, spec.ready_path, status)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises ``StartError``."""
     with _listen_errors(host, port):
         family, address = _resolved(host, port)
-        return socket.create_server(
-            address, family=family, backlog=BACKLOG_CONNECTIONS_MAX, reuse_port=shared
-        )
+        return socket.create_server(address, family=family, backlog=BACKLOG_CONNECTIONS_MAX)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that shares its port with others like it, and does not listen yet.
+
+    With ``port`` 0 the system chooses, and forgets what it chose if the socket is ever shut.
+    Raises ``StartError``.
+    """
+    with _listen_errors(host, port), contextlib.ExitStack() as stack:
+        family, address = _resolved(host, port)
+        made = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(address)
+        stack.pop_all()
+        return made
 
 
 def _refuse_used_port(host: str, port: int) -> None:
@@ -471,7 +661,7 @@ def _url(host: str, port: int) -> str:
 
 
 def _watched_signals() -> set[signal.Signals]:
-    watched = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+    watched = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
         watched.add(signal.SIGHUP)
     return watched
@@ -492,7 +682,8 @@ def _wait_for(signals: set[signal.Signals], wait_s: float | None) -> int | None:
     if wait_s is None:
         return signal.sigwaitinfo(signals).si_signo
     taken = signal.sigtimedwait(signals, wait_s)
-    return None if taken is None else taken.si_signo
+    # Stopped (SIGSTOP) and continued after its time, CPython gives what memory happened to hold.
+    return None if taken is None or taken.si_signo not in signals else taken.si_signo
 
 
 def _reset_signals(signals: set[signal.Signals]) -> None:

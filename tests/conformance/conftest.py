@@ -13,11 +13,12 @@ import pytest
 import uvloop
 
 from divandb.board.base import BoardLimits, EventBoard
-from divandb.board.embedded import ClientLimits, EmbeddedBoard
+from divandb.board.embedded import EmbeddedBoard
 from divandb.board.embedded_server import BoardConfig, serving
 from divandb.board.log import LogSettings
 from divandb.board.memory import MemoryBoard
 from divandb.clock import SystemClock, SystemRng
+from divandb.link import LinkBounds
 from divandb.telemetry import LineLog
 
 ADMIN = "admin"
@@ -147,7 +148,7 @@ class Embedded:
 
     def client(self, principal: str, secret: str) -> EmbeddedBoard:
         """A view with this secret, right or wrong."""
-        bounds = ClientLimits(answer_s_max=5.0, back_off_s_max=0.05)
+        bounds = LinkBounds(answer_s_max=5.0, back_off_s_max=0.05)
         url = f"http://127.0.0.1:{self.port}"
         client = EmbeddedBoard(url, principal, secret, SystemRng(), LIMITS, bounds)
         self._clients.keep(client)

@@ -18,10 +18,11 @@ import pytest
 from divandb.board.access import basic
 from divandb.board.base import BoardLimits, Damaged, EventBoard, Full, Right, Unreachable
 from divandb.board.broker import BrokerLimits
-from divandb.board.embedded import ClientLimits, EmbeddedBoard
+from divandb.board.embedded import EmbeddedBoard
 from divandb.board.embedded_server import InUse
 from divandb.board.wire import WireLimits
 from divandb.clock import SystemRng
+from divandb.link import LinkBounds
 from tests.conformance.conftest import ADMIN, Embedded, secret_of
 
 LARGE = 10**6
@@ -226,7 +227,7 @@ async def test_an_answer_not_taken_ends_the_connection(tmp_path: Path) -> None:
 async def test_the_client_waits_longer_before_each_new_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    bounds = ClientLimits(answer_s_max=5, back_off_s_max=0.4)
+    bounds = LinkBounds(answer_s_max=5, back_off_s_max=0.4)
     client = EmbeddedBoard(f"http://127.0.0.1:{port}", "m1", "s" * 16, SystemRng(), bounds=bounds)
     loop = asyncio.get_running_loop()
     times = [loop.time()]
@@ -258,7 +259,7 @@ async def answering(answer: bytes | None) -> AsyncIterator[EmbeddedBoard]:
 
     server = await asyncio.start_server(answer_once, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    bounds = ClientLimits(answer_s_max=0.1 if answer is None else 5.0)
+    bounds = LinkBounds(answer_s_max=0.1 if answer is None else 5.0)
     client = EmbeddedBoard(url, "m1", "s" * 16, SystemRng(), bounds=bounds)
     yield client
     await client.close()
@@ -390,7 +391,7 @@ async def test_a_board_killed_under_load_has_all_that_it_acknowledged(tmp_path: 
     """
     acknowledged: dict[tuple[int, int], bytes] = {}
     process, port = started(tmp_path / "data", 0)
-    bounds = ClientLimits(back_off_s_max=0.1)
+    bounds = LinkBounds(back_off_s_max=0.1)
     url = f"http://127.0.0.1:{port}"
     board = EmbeddedBoard(url, ADMIN, secret_of(ADMIN), SystemRng(), bounds=bounds)
     await board.create_topic("t", 2, {})

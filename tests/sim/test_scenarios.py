@@ -1,47 +1,24 @@
 """Scenarios as sentences: each is a trace that loses data, or promises, in a careless version."""
 
 import asyncio
-import os
-import random
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
 from divandb import event as events
 from divandb.commands import DropDatabase
-from divandb.errors import Conflict, DivanError, NotFound
+from divandb.errors import Conflict, NotFound
 from divandb.event import Event
 from divandb.store import blobs, registers
-from tests.sim import checkers
 from tests.sim.cluster import Cluster
-from tests.sim.world import SimLoop, run
 
 Body = Callable[[Cluster], Awaitable[None]]
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Callable[..., None]:
-    """Run a scenario; in the end all nodes must hold the same."""
-
-    def start(body: Body, *, seed: int = 1, size: int = 3, revs_limit: int = 1000) -> None:
-        loop = SimLoop()
-
-        async def whole() -> None:
-            cluster = Cluster(loop, tmp_path, seed, size=size, revs_limit=revs_limit)
-            await body(cluster)
-            await cluster.settled()
-            checkers.same_everywhere(cluster)
-            checkers.marks_are_truthful(cluster)
-
-        run(whole(), loop)
-
-    return start
+CHECKPOINT = b'{"_id":"_local/c","_rev":"0-1"}'
 
 
 def test_a_write_at_one_master_is_read_at_the_others(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         rev = await m1.put("x", "d", 1)
         await c.settled()
@@ -52,7 +29,7 @@ def test_a_write_at_one_master_is_read_at_the_others(play: Callable[..., None]) 
 
 def test_concurrent_edits_both_stay_and_all_agree_on_the_winner(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         first = await m1.put("x", "d", 0)
         await c.settled()
@@ -67,7 +44,7 @@ def test_concurrent_edits_both_stay_and_all_agree_on_the_winner(play: Callable[.
 
 def test_the_same_edit_at_two_masters_is_one_revision(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         await c.settled()
         assert await m1.put("x", "d", 1) == await m2.put("x", "d", 1)
@@ -81,7 +58,7 @@ def test_trace_2_a_snapshot_is_of_one_moment(play: Callable[..., None]) -> None:
     """Catch-up reads while the peer goes on: what it says it contains is what it gave."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.nodes
+        m1, m2, _ = c.masters
         await m1.create("x")
         c.board.up = False
         for number in range(60):
@@ -104,7 +81,7 @@ def test_trace_3_a_drop_that_comes_late_spares_the_database_made_since(
     """
 
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.nodes
+        m1, m2, _ = c.masters
         await m1.create("x")
         await c.settled()
         late = DropDatabase("x", m1.ledger.register["x"].generation)
@@ -121,7 +98,7 @@ def test_trace_3_a_drop_that_comes_late_spares_the_database_made_since(
 
 def test_trace_4_a_put_that_comes_late_does_not_undo_a_deletion(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.nodes
+        m1, m2, _ = c.masters
         await m1.create("x")
         await c.settled()
         late = m1.edit("d", 1)
@@ -140,7 +117,7 @@ def test_trace_6_a_repeat_is_answered_as_the_first_time(play: Callable[..., None
     """The first attempt's event has arrived where the second is made: no 409, and no new write."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.nodes
+        m1, m2, _ = c.masters
         await m1.create("x")
         first = await m1.put("x", "d", 0)
         edit = m1.edit("d", 1, parent=first)
@@ -157,7 +134,7 @@ def test_trace_7_drop_meets_create_and_writes_in_any_order(play: Callable[..., N
     """Higher generation wins, dropped wins within one; late events of an old one are ignored."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         await m2.create("x")  # concurrently: the same database
         await m1.put("x", "a", 1)
@@ -168,7 +145,7 @@ def test_trace_7_drop_meets_create_and_writes_in_any_order(play: Callable[..., N
         await m2.create("x")
         await m2.put("x", "c", 1)
         await c.settled()
-        assert [n.leaves("x", "a") for n in c.nodes] == [[], [], []]
+        assert not any(n.leaves("x", "a") for n in c.nodes)
         assert all(n.leaves("x", "c") for n in c.nodes)
 
     play(body)
@@ -178,7 +155,7 @@ def test_trace_8_ancestries_that_were_cut_still_merge_the_same(play: Callable[..
     """`_revs_limit` 3: one node is cut off at revision 5, the others go on to 20."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         rev = await m1.put("x", "d", 0)
         for number in range(1, 5):
@@ -197,7 +174,7 @@ def test_trace_8_ancestries_that_were_cut_still_merge_the_same(play: Callable[..
 
 def test_trace_9_a_purge_does_not_come_back_with_the_next_event(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.nodes
+        m1, m2, _ = c.masters
         await m1.create("x")
         rev = await m1.graft("x", "d", "1-a", "gone")
         await m1.graft("x", "d", "1-b", "stays")
@@ -214,12 +191,12 @@ def test_trace_10_no_number_is_used_twice_after_a_crash(play: Callable[..., None
     """Each run opens an origin of its own."""
 
     async def body(c: Cluster) -> None:
-        m1 = c.nodes[0]
+        m1 = c.masters[0]
         await m1.create("x")
         first = m1.ledger.origin
         m1.crash()
-        await asyncio.sleep(1)
-        m1.start()
+        await c.passes(1)
+        c.start(m1)
         await m1.put("x", "d", 1)
         assert m1.ledger.origin != first
 
@@ -231,20 +208,14 @@ def test_trace_11_coalesced_events_complete_no_more_than_they_hold(
 ) -> None:
     """d@1, e@2, d@3 leave as e@2, d@3: after the first of them, write 1 is not contained."""
 
-    acknowledged = checkers.Acknowledged()
-
     async def body(c: Cluster) -> None:
-        m1 = c.nodes[0]
-        c.watch = acknowledged.check_vector
+        m1 = c.masters[0]
         await m1.create("x")
         await c.settled()
         c.board.up = False
         for number in range(10):
             rev = await m1.put("x", f"d{number}", 1)
-            acknowledged.note(m1, "x", f"d{number}", rev)
-            acknowledged.note(m1, "x", f"e{number}", await m1.put("x", f"e{number}", 1))
             rev = await m1.put("x", f"d{number}", 2, parent=rev)
-            acknowledged.note(m1, "x", f"d{number}", rev)
         c.board.up = True
 
     play(body)
@@ -254,31 +225,26 @@ def test_a_message_vouches_only_for_what_it_carries(play: Callable[..., None]) -
     """A@2, B@3, A@4 lie on the board, and the one with B is gone: who reads A must not think that
     it has B, though both of A's writes are in it.
     """
-    acknowledged = checkers.Acknowledged()
-
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
-        c.watch = acknowledged.check_vector
+        m1, m2, m3 = c.masters
         await m1.create("x")
         await c.settled()
         m2.crash()
         m3.crash()
         c.board.up = False
         first = await m1.put("x", "a", 1)
-        acknowledged.note(m1, "x", "a", first)
-        acknowledged.note(m1, "x", "b", await m1.put("x", "b", 1))
-        acknowledged.note(m1, "x", "a", await m1.put("x", "a", 2, parent=first))
+        await m1.put("x", "b", 1)
+        await m1.put("x", "a", 2, parent=first)
         c.board.up = True
-        await asyncio.sleep(5)
-        c.cut = {frozenset((0, 1)), frozenset((0, 2))}
+        await c.passes(5)
+        c.cut(m1, [m2, m3])
         c.board.truncate(keep=1)
-        m2.start()
-        m3.start()
+        c.start(m2)
+        c.start(m3)
         await c.until(lambda: bool(m2.leaves("x", "a")))
-        await asyncio.sleep(5)
-        c.cut.clear()
+        await c.passes(5)
+        c.heal()
         await c.settled()
-        acknowledged.check(c)
 
     play(body)
 
@@ -289,7 +255,7 @@ def test_trace_13_an_event_of_another_version_is_kept_and_not_passed(
     """It is a hole in the vector; what comes after it is applied all the same."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.nodes
+        m1, m2, _ = c.masters
         await m1.create("x")
         await c.settled()
         stranger = Event(2, "m1", 7, 1, 0, 1, 0, events.DOCUMENT, "x", 1, b"")
@@ -299,10 +265,12 @@ def test_trace_13_an_event_of_another_version_is_kept_and_not_passed(
         await c.until(lambda: m2.leaves("x", "d") == [rev])
         await c.settled()
         m2.crash()
-        m2.start()  # tries again what it kept
+        c.start(m2)  # tries again what it kept
         await c.settled()
         for node in c.nodes:
             assert 7 not in node.ledger.vector
+            if node.member.slot == "m1":
+                continue  # a master does not read its own partition
             reasons = node.connection.execute("SELECT reason FROM hole ORDER BY n").fetchall()
             assert "event version 2" in reasons[0][0]
             assert len(reasons) == 2
@@ -314,7 +282,7 @@ def test_trace_14_a_write_whose_database_was_dropped_leaves_no_gap(
     play: Callable[..., None],
 ) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.nodes
+        m1, m2, _ = c.masters
         await m1.create("x")
         await m1.create("y")
         await c.settled()
@@ -333,7 +301,7 @@ def test_trace_16_one_revision_with_two_contents_is_the_same_everywhere(
     play: Callable[..., None],
 ) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         await c.settled()
         await m1.graft("x", "d", "1-a", "one content")
@@ -350,21 +318,21 @@ def test_trace_15_a_checkpoint_shows_only_where_its_documents_are(
     """A `_local` event carries its writer's vector, and waits where that much is not contained."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         await c.settled()
         m3.crash()
-        c.cut = {frozenset((0, 2)), frozenset((1, 2))}
+        c.cut(m3, [m1, m2])
         await m1.put("x", "d", 1)  # m3 will not find this on the board
         await c.until(lambda: bool(m2.leaves("x", "d")))
-        c.board.forget_again()
-        await m2.set_register("x", registers.LOCAL, "_local/c", b"checkpoint")
-        m3.start()
+        c.board.forget()
+        await m2.set_register("x", registers.LOCAL, "_local/c", CHECKPOINT)
+        c.start(m3)
         await c.until(lambda: bool(m3.connection.execute("SELECT 1 FROM waiting").fetchall()))
         assert m3.register("x", registers.LOCAL, "_local/c") is None
-        c.cut.clear()
+        c.heal()
         await c.settled()
-        assert m3.register("x", registers.LOCAL, "_local/c") == b"checkpoint"
+        assert m3.register("x", registers.LOCAL, "_local/c") == CHECKPOINT
 
     play(body)
 
@@ -375,18 +343,18 @@ def test_trace_18_a_board_that_forgot_sends_nobody_past_anything(
     """The topic is made again: offsets that fit the new log mean nothing; peers fill in."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         await c.settled()
         m3.crash()
         for number in range(30):
             await m1.put("x", f"d{number}", number)
         await c.until(lambda: bool(m2.leaves("x", "d29")))
-        c.board.forget("log-1")
+        c.board.forget()
         for number in range(30, 80):
             await m1.put("x", f"d{number}", number)
-        await asyncio.sleep(1)
-        m3.start()
+        await c.passes(1)
+        c.start(m3)
         await c.settled()
         assert all(m3.leaves("x", f"d{number}") for number in range(80))
 
@@ -397,33 +365,27 @@ def test_a_gap_that_no_peer_can_fill_yet_is_not_passed(play: Callable[..., None]
     """The board forgot what only m1 has, and m1 cannot be asked: what follows is applied, but the
     vector waits until it can.
     """
-    acknowledged = checkers.Acknowledged()
-
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
-        c.watch = acknowledged.check_vector
+        m1, m2, m3 = c.masters
         await m1.create("x")
         await c.settled()
         m2.crash()
         m3.crash()
-        c.cut = {frozenset((0, 1)), frozenset((0, 2))}
+        c.cut(m1, [m2, m3])
         for number in range(10):
             rev = await m1.put("x", f"lost{number}", number)
-            acknowledged.note(m1, "x", f"lost{number}", rev)
-        await asyncio.sleep(5)
-        c.board.forget_again()
-        m2.start()
-        m3.start()
+        await c.passes(5)
+        c.board.forget()
+        c.start(m2)
+        c.start(m3)
         rev = await m1.put("x", "after", 1)
-        acknowledged.note(m1, "x", "after", rev)
         await c.until(lambda: m2.leaves("x", "after") == m3.leaves("x", "after") == [rev])
-        await asyncio.sleep(20)
+        await c.passes(20)
         assert not m2.leaves("x", "lost0")
         assert m1.ledger.origin is not None
         assert m2.ledger.vector[m1.ledger.origin] == 1
-        c.cut.clear()
+        c.heal()
         await c.settled()
-        acknowledged.check(c)
 
     play(body)
 
@@ -432,7 +394,7 @@ def test_a_reader_that_retention_has_passed_catches_up_from_a_peer(
     play: Callable[..., None],
 ) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         await c.settled()
         m3.crash()
@@ -440,7 +402,7 @@ def test_a_reader_that_retention_has_passed_catches_up_from_a_peer(
             await m1.put("x", f"d{number}", number)
         await c.until(lambda: bool(m2.leaves("x", "d49")))
         c.board.truncate(keep=5)
-        m3.start()
+        c.start(m3)
         await c.settled()
         assert all(m3.leaves("x", f"d{number}") for number in range(50))
 
@@ -449,7 +411,7 @@ def test_a_reader_that_retention_has_passed_catches_up_from_a_peer(
 
 def test_trace_19_half_a_batch_is_sent_again_from_its_beginning(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1 = c.nodes[0]
+        m1 = c.masters[0]
         c.faults.torn_batches = 0.5
         await m1.create("x")
         for number in range(40):
@@ -462,14 +424,14 @@ def test_trace_19_half_a_batch_is_sent_again_from_its_beginning(play: Callable[.
 
 def test_trace_29_a_clock_that_steps_back_loses_no_setting(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.nodes
+        m1, m2, _ = c.masters
         await m1.create("x")
-        await m1.set_register("x", registers.SECURITY, "", b"first")
+        await m1.set_register("x", registers.SECURITY, "", b'{"first":1}')
         await c.settled()
         m2.clock.offset_ms = -3_600_000
-        await m2.set_register("x", registers.SECURITY, "", b"second")
+        await m2.set_register("x", registers.SECURITY, "", b'{"second":2}')
         await c.settled()
-        assert all(n.register("x", registers.SECURITY, "") == b"second" for n in c.nodes)
+        assert all(n.register("x", registers.SECURITY, "") == b'{"second":2}' for n in c.nodes)
 
     play(body)
 
@@ -478,10 +440,12 @@ def test_concurrent_settings_end_alike(play: Callable[..., None]) -> None:
     """Of two the later stamp wins, everywhere; the other is gone without a word."""
 
     async def body(c: Cluster) -> None:
-        await c.nodes[0].create("x")
+        await c.masters[0].create("x")
         await c.settled()
-        for node in c.nodes:
-            await node.set_register("x", registers.SECURITY, "", node.name.encode())
+        for node in c.masters:
+            await node.set_register(
+                "x", registers.SECURITY, "", b'{"by":"%b"}' % node.name.encode()
+            )
         await c.settled()
         assert len({n.register("x", registers.SECURITY, "") for n in c.nodes}) == 1
 
@@ -490,14 +454,14 @@ def test_concurrent_settings_end_alike(play: Callable[..., None]) -> None:
 
 def test_an_attachment_travels_ahead_of_its_document(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         data = bytes(range(256)) * 4096
         await m1.put_attachment("x", "d", data)
         await c.settled()
         m3.crash()
         c.board.truncate(keep=0)
-        m3.start()
+        c.start(m3)
         await c.settled()
         for node in (m2, m3):
             (att,) = node.row("x", "d").document.shown()[0].attachments
@@ -508,7 +472,7 @@ def test_an_attachment_travels_ahead_of_its_document(play: Callable[..., None]) 
 
 def test_an_empty_attachment_travels_too(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.nodes
+        m1, m2, _ = c.masters
         await m1.create("x")
         await m1.put_attachment("x", "d", b"")
         await c.settled()
@@ -522,17 +486,17 @@ def test_a_checkpoint_that_came_by_catch_up_shows(play: Callable[..., None]) -> 
     """An answer's `_local` documents vouch for its own end: they show when it has been taken."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.nodes
+        m1, m2, m3 = c.masters
         await m1.create("x")
         await c.settled()
         m3.crash()
         await m1.put("x", "d", 1)
-        await m1.set_register("x", registers.LOCAL, "_local/c", b"checkpoint")
+        await m1.set_register("x", registers.LOCAL, "_local/c", CHECKPOINT)
         await c.until(lambda: m2.register("x", registers.LOCAL, "_local/c") is not None)
         c.board.truncate(keep=0)
-        m3.start()
+        c.start(m3)
         await c.settled()
-        assert m3.register("x", registers.LOCAL, "_local/c") == b"checkpoint"
+        assert m3.register("x", registers.LOCAL, "_local/c") == CHECKPOINT
 
     play(body)
 
@@ -540,76 +504,10 @@ def test_a_checkpoint_that_came_by_catch_up_shows(play: Callable[..., None]) -> 
 def test_a_board_that_is_away_for_long_stops_no_writes(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
         c.board.up = False
-        await c.nodes[0].create("x")
+        await c.masters[0].create("x")
         for number in range(300):
-            await c.nodes[0].put("x", f"d{number}", number)
-        await asyncio.sleep(30)
+            await c.masters[0].put("x", f"d{number}", number)
+        await c.passes(30)
         c.board.up = True
 
     play(body)
-
-
-@pytest.mark.parametrize("seed", range(int(os.environ.get("DIVANDB_SIM_SEEDS", "60"))))
-def test_clusters_under_random_faults_lose_nothing(play: Callable[..., None], seed: int) -> None:
-    """Writers at every master, crashes, a board that goes away, tears batches and loses answers."""
-    acknowledged = checkers.Acknowledged()
-
-    async def body(c: Cluster) -> None:
-        rng = random.Random(seed)
-        c.watch = acknowledged.check_vector
-        for node in c.nodes:
-            await node.create("x")
-        c.faults.delay_s = rng.choice([0.001, 0.05, 0.5])
-        c.faults.lost_answers = rng.choice([0.0, 0.1])
-        c.faults.torn_batches = rng.choice([0.0, 0.1])
-        for _ in range(rng.randrange(50, 200)):
-            await asyncio.sleep(rng.random() * 0.05)
-            await _something(c, rng, acknowledged)
-        c.faults.lost_answers = c.faults.torn_batches = 0.0
-        c.board.up = True
-        for node in c.nodes:
-            if not node.up:
-                node.start()
-        await c.settled()
-        acknowledged.check(c)
-
-    play(body, seed=seed, revs_limit=random.Random(seed).choice([1, 3, 1000]))
-
-
-async def _something(c: Cluster, rng: random.Random, acknowledged: checkers.Acknowledged) -> None:
-    node = rng.choice(c.nodes)
-    if not node.up:
-        if rng.random() < 0.3:
-            node.start()
-        return
-    doc_id = rng.choice("abcdefgh")
-    database = node.ledger.register["x"]
-    roll = rng.random()
-    if roll < 0.02:
-        node.crash()
-    elif roll < 0.05:
-        c.board.up = not c.board.up
-    elif roll < 0.06:
-        c.board.forget_again()
-    elif roll < 0.07:
-        c.board.truncate(keep=rng.randrange(10))
-    elif roll < 0.08:
-        await (node.create("x") if database.dropped else node.drop("x"))
-    elif not database.dropped:
-        await _write(node, rng, doc_id, acknowledged)
-
-
-async def _write(
-    node, rng: random.Random, doc_id: str, acknowledged: checkers.Acknowledged
-) -> None:  # type: ignore[no-untyped-def]
-    shown = node.row("x", doc_id).document.shown()
-    parent = rng.choice(shown).rev if shown else None
-    try:
-        if shown and rng.random() < 0.05:
-            await node.purge("x", doc_id, shown[0].rev)
-            return
-        deleted = parent is not None and rng.random() < 0.1
-        rev = await node.put("x", doc_id, rng.randrange(5), parent=parent, deleted=deleted)
-    except DivanError:
-        return
-    acknowledged.note(node, "x", doc_id, rev)

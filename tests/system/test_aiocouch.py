@@ -1,4 +1,4 @@
-"""aiocouch against a node, used as its own documentation uses it."""
+"""aiocouch against a node and a cluster, used as its own documentation uses it."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ async def connect(
         yield server
 
 
-def test_databases_are_made_listed_and_deleted(node: Running) -> None:
+def test_databases_are_made_listed_and_deleted(couch: Running) -> None:
     async def scenario(server: CouchDB, database: Database) -> None:
         assert (await server.info())["couchdb"] == "Welcome"
         await server.check_credentials()
@@ -75,10 +75,10 @@ def test_databases_are_made_listed_and_deleted(node: Running) -> None:
         with pytest.raises(NotFoundError):
             await other.delete()
 
-    run(node, "aio-databases", scenario)
+    run(couch, "aio-databases", scenario)
 
 
-def test_documents_are_saved_read_changed_and_deleted(node: Running) -> None:
+def test_documents_are_saved_read_changed_and_deleted(couch: Running) -> None:
     async def scenario(server: CouchDB, database: Database) -> None:
         doc = await database.create("a/doc žluť", data={"words": ["příliš", "žluťoučký"]})
         assert doc.rev is None
@@ -110,10 +110,10 @@ def test_documents_are_saved_read_changed_and_deleted(node: Running) -> None:
         with pytest.raises(BadRequestError):
             await database.get("a copy", rev="not-a-revision")
 
-    run(node, "aio-documents", scenario)
+    run(couch, "aio-documents", scenario)
 
 
-def test_a_stale_save_raises_a_conflict_and_loses_nothing(node: Running) -> None:
+def test_a_stale_save_raises_a_conflict_and_loses_nothing(couch: Running) -> None:
     async def scenario(server: CouchDB, database: Database) -> None:
         first = await database.create("doc", data={"v": 1})
         await first.save()
@@ -140,17 +140,17 @@ def test_a_stale_save_raises_a_conflict_and_loses_nothing(node: Running) -> None
         assert (await database["doc"]).json == {"v": "merged"}
         assert await mine.conflicts() == []
 
-    run(node, "aio-conflicts", scenario)
+    run(couch, "aio-conflicts", scenario)
 
 
-def test_conflicts_from_replication_are_listed_and_resolved(node: Running) -> None:
+def test_conflicts_from_replication_are_listed_and_resolved(couch: Running) -> None:
     async def scenario(server: CouchDB, database: Database) -> None:
         forged = f"1-{'a' * 32}"
         docs = [{"_id": "doc", "_rev": forged, "side": "forged"}]
-        node.request("POST", "/aio-forged/_bulk_docs", {"docs": docs, "new_edits": False})
+        couch.request("POST", "/aio-forged/_bulk_docs", {"docs": docs, "new_edits": False})
         other = f"1-{'b' * 32}"
         docs = [{"_id": "doc", "_rev": other, "side": "other"}]
-        node.request("POST", "/aio-forged/_bulk_docs", {"docs": docs, "new_edits": False})
+        couch.request("POST", "/aio-forged/_bulk_docs", {"docs": docs, "new_edits": False})
         doc = await database["doc"]
         assert doc.rev == other
         assert await doc.conflicts() == [forged]
@@ -160,10 +160,10 @@ def test_conflicts_from_replication_are_listed_and_resolved(node: Running) -> No
         assert await doc.conflicts() == []
         assert (await database["doc"]).rev == other
 
-    run(node, "aio-forged", scenario)
+    run(couch, "aio-forged", scenario)
 
 
-def test_bulk_operations_report_each_document(node: Running) -> None:
+def test_bulk_operations_report_each_document(couch: Running) -> None:
     async def scenario(server: CouchDB, database: Database) -> None:
         async with database.create_docs() as bulk:
             for number in range(500):
@@ -193,10 +193,10 @@ def test_bulk_operations_report_each_document(node: Running) -> None:
         with pytest.raises(NotFoundError):
             [doc async for doc in database.docs(["not-there"])]
 
-    run(node, "aio-bulk", scenario)
+    run(couch, "aio-bulk", scenario)
 
 
-def test_attachments_are_saved_read_and_deleted(node: Running) -> None:
+def test_attachments_are_saved_read_and_deleted(couch: Running) -> None:
     text = "žluťoučký kůň\n".encode() * 1000
     # aiohttp warns above 1 MiB of bytes
     binary = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(30_000))
@@ -228,7 +228,7 @@ def test_attachments_are_saved_read_and_deleted(node: Running) -> None:
         await read.attachment("letter.txt").delete()
         assert sorted((await database["doc"])["_attachments"]) == ["in/a folder.bin"]
 
-    run(node, "aio-attachments", scenario)
+    run(couch, "aio-attachments", scenario)
 
 
 async def user(server: CouchDB, name: str, roles: list[str]) -> Document:
@@ -241,7 +241,7 @@ async def user(server: CouchDB, name: str, roles: list[str]) -> Document:
     return doc
 
 
-def test_security_decides_who_reads_and_who_writes(node: Running) -> None:
+def test_security_decides_who_reads_and_who_writes(couch: Running) -> None:
     async def scenario(server: CouchDB, database: Database) -> None:
         accounts = [await user(server, "aio-member", []), await user(server, "aio-role", ["staff"])]
         accounts.append(await user(server, "aio-stranger", []))
@@ -255,7 +255,7 @@ def test_security_decides_who_reads_and_who_writes(node: Running) -> None:
         assert (kept.members, kept.member_roles) == (["aio-member"], ["staff"])
 
         for name in ("aio-member", "aio-role"):
-            async with connect(node, name, name) as session:
+            async with connect(couch, name, name) as session:
                 await session.check_credentials()
                 theirs = await session["aio-security"]
                 doc = await theirs.create(f"by-{name}", data={"by": name})
@@ -268,22 +268,22 @@ def test_security_decides_who_reads_and_who_writes(node: Running) -> None:
                         security.add_admin(name)
                 with pytest.raises(UnauthorizedError):
                     await session.create("aio-not-theirs")
-        async with connect(node, "aio-stranger", "aio-stranger") as session:
+        async with connect(couch, "aio-stranger", "aio-stranger") as session:
             with pytest.raises(ForbiddenError):
                 await Database(session, "aio-security").get("by-aio-member")
             with pytest.raises(ForbiddenError):
                 await (await Database(session, "aio-security").create("x", exists_ok=True)).save()
-        async with connect(node, "aio-member", "wrong") as session:
+        async with connect(couch, "aio-member", "wrong") as session:
             with pytest.raises(UnauthorizedError):
                 await session.check_credentials()
         assert len([key async for key in database.akeys()]) == 2
         for account in accounts:
             await account.delete()
 
-    run(node, "aio-security", scenario)
+    run(couch, "aio-security", scenario)
 
 
-def test_changes_are_told_once_each_in_order(node: Running) -> None:
+def test_changes_are_told_once_each_in_order(couch: Running) -> None:
     async def scenario(server: CouchDB, database: Database) -> None:
         for number in range(3):
             await (await database.create(f"old{number}")).save()
@@ -310,7 +310,7 @@ def test_changes_are_told_once_each_in_order(node: Running) -> None:
         some = [event async for event in database.changes(include_docs=True, limit=2)]
         assert len(some) == 2
 
-    run(node, "aio-changes", scenario)
+    run(couch, "aio-changes", scenario)
 
 
 async def first_changes(

@@ -1,4 +1,4 @@
-"""couchbackup against a node: what the script checks is said in its tests' names."""
+"""couchbackup against a node and a cluster: what the script checks is said in its tests' names."""
 
 import pytest
 
@@ -9,5 +9,5 @@ RUN_S_MAX = 180.0
 
 
 @pytest.mark.timeout_s(INSTALL_S_MAX + RUN_S_MAX + 30)
-def test_backups_and_restores(node: Running) -> None:
-    run_script(node, "couchbackup.mjs", RUN_S_MAX)
+def test_backups_and_restores(couch: Running) -> None:
+    run_script(couch, "couchbackup.mjs", RUN_S_MAX)

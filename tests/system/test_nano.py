@@ -1,4 +1,4 @@
-"""nano against a node: what the script checks is said in its tests' names."""
+"""nano against a node and a cluster: what the script checks is said in its tests' names."""
 
 import pytest
 
@@ -9,5 +9,5 @@ RUN_S_MAX = 90.0
 
 
 @pytest.mark.timeout_s(INSTALL_S_MAX + RUN_S_MAX + 30)
-def test_nano(node: Running) -> None:
-    run_script(node, "nano.mjs", RUN_S_MAX)
+def test_nano(couch: Running) -> None:
+    run_script(couch, "nano.mjs", RUN_S_MAX)

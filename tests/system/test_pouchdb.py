@@ -1,4 +1,4 @@
-"""PouchDB against a node: what each script checks is said in its tests' names."""
+"""PouchDB against a node and a cluster: what each script checks is said in its tests' names."""
 
 import pytest
 
@@ -12,5 +12,5 @@ RUN_S_MAX = 180.0
 @pytest.mark.parametrize(
     "script", ["pouchdb_http.mjs", "pouchdb_replication.mjs", "pouchdb_sync.mjs"]
 )
-def test_pouchdb(node: Running, script: str) -> None:
-    run_script(node, script, RUN_S_MAX)
+def test_pouchdb(couch: Running, script: str) -> None:
+    run_script(couch, script, RUN_S_MAX)

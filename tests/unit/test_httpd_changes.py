@@ -188,7 +188,8 @@ class Node:
 
 @contextlib.asynccontextmanager
 async def node_in(folder: Path, limits: Limits) -> AsyncIterator[Node]:
-    async with opened(Config(folder, limits=limits)) as services:
+    async with opened(Config(folder, limits=limits)) as node:
+        services = node.services
         await services.entry.create_database("db", {})
         yield Node(services)
 

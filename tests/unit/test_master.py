@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import apsw
+import pytest
 
 from divandb.commands import Graft, WriteDocuments
+from divandb.errors import Conflict
 from divandb.store import checkpoints, documents
 from tests.stores import Store, edit
 
@@ -43,4 +45,18 @@ def test_a_commit_stands_though_the_disk_refuses_what_comes_after(tmp_path: Path
     command = WriteDocuments("db", 1, [edit("d", None, {})])
     (rev,) = store.do(command)
     assert rev.startswith("1-")
+    store.close()
+
+
+@pytest.mark.parametrize("parent", ["1-", '1-a"b', "1-a\r\nb", "1-é"])
+def test_an_unknown_parent_has_a_name_that_a_revision_can_have(tmp_path: Path, parent: str) -> None:
+    """Other nodes would not take the event of a child with such an ancestor."""
+    store = Store(tmp_path)
+    store.create("db")
+    command = WriteDocuments("db", 1, [edit("d", parent, {})], orphans=True)
+    (refused,) = store.do(command)
+    assert isinstance(refused, Conflict)
+    good = edit("d", "1-a", {})
+    (rev,) = store.do(WriteDocuments("db", 1, [good], orphans=True))
+    assert rev == f"2-{good.rev_hash}"
     store.close()

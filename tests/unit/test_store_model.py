@@ -19,7 +19,7 @@ from divandb.cursor import Cursor
 from divandb.errors import Conflict, FileExists, NotFound
 from divandb.merge import NOTHING
 from divandb.revtree import Attachment, hash_bytes, parse_rev
-from divandb.store import blobs, changes, documents, ledger, listing, registers
+from divandb.store import blobs, changes, digests, documents, ledger, listing, registers
 from divandb.store.checkpoints import WalGauge
 from divandb.store.databases import Database
 from divandb.store.ledger import Ledger
@@ -463,6 +463,13 @@ class StoreMachine(RuleBasedStateMachine):
             # One row for each leaf that does not win, and none for what nobody knows.
             losers = sum(max(len(doc.leaves) - 1, 0) for doc in db.docs.values())
             assert self.store.count("body", f"db = {db.num} AND leaf = 1") == losers
+
+    @invariant()
+    def digests_agree(self) -> None:
+        stored = dict(self.store.rows("SELECT num, digest FROM database"))
+        for num, row in self.store.ledger.databases.items():
+            found = digests.recomputed(self.store.reader, row)
+            assert stored[num] == row.digest == found
 
     @invariant()
     def listings_agree(self) -> None:

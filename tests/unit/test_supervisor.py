@@ -138,6 +138,85 @@ def test_a_second_polite_stop_does_not_move_the_deadline() -> None:
     assert made.wait_s() == pytest.approx(1)
 
 
+def policy_with_board(*names: str, restart: bool = True) -> tuple[Policy, Time]:
+    time = Time()
+    made = Policy(["board", *names], time, BOUNDS, restart, last=["board"])
+    for _, name in made.actions():
+        made.started(name)
+    return made, time
+
+
+def test_the_last_is_terminated_when_all_others_have_ended() -> None:
+    made, time = policy_with_board("m1", "m2")
+    made.stop()
+    assert made.actions() == [(Action.TERMINATE, "m1"), (Action.TERMINATE, "m2")]
+    made.ended("m1", 0)
+    assert made.actions() == []
+    made.ended("m2", 0)
+    assert made.actions() == [(Action.TERMINATE, "board")]
+    assert made.wait_s() == pytest.approx(3)
+    time.now += 3
+    assert made.actions() == [(Action.KILL, "board")]
+    made.ended("board", 137)
+    assert made.exit_status() == 0
+
+
+def test_others_are_killed_early_enough_for_the_last_to_end_cleanly() -> None:
+    made, time = policy_with_board("m1")
+    made.stop()
+    made.actions()
+    assert made.wait_s() == pytest.approx(3 * 0.8)
+    time.now += 3 * 0.8
+    assert made.actions() == [(Action.KILL, "m1")]
+    assert made.wait_s() == pytest.approx(3 * 0.2)
+    made.ended("m1", 137)
+    assert made.actions() == [(Action.TERMINATE, "board")]
+
+
+def test_who_insists_kills_the_last_as_well() -> None:
+    made, _ = policy_with_board("m1")
+    made.stop(insist=True)
+    assert made.actions() == [(Action.KILL, "board"), (Action.KILL, "m1")]
+
+
+def test_the_last_is_started_again_like_any_other() -> None:
+    made, time = policy_with_board("m1")
+    made.ended("board", 1)
+    time.now += 1
+    assert made.actions() == [(Action.START, "board")]
+
+
+def test_without_restart_the_last_alone_is_no_work() -> None:
+    made, _ = policy_with_board("m1", "m2", restart=False)
+    made.ended("m1", 3)
+    assert made.actions() == []
+    made.ended("m2", 0)
+    assert made.stopping
+    assert made.actions() == [(Action.TERMINATE, "board")]
+    made.ended("board", 0)
+    assert made.exit_status() == 3
+
+
+def test_one_that_is_added_is_started_at_once_and_watched() -> None:
+    made, time = policy()
+    time.now += 100
+    made.add("r1")
+    assert made.wait_s() == 0
+    assert made.actions() == [(Action.START, "r1")]
+    made.started("r1")
+    made.ended("r1", 1)
+    assert made.wait_s() == pytest.approx(0.1)
+
+
+def test_one_that_is_added_after_the_stop_stays_down() -> None:
+    made, _ = policy()
+    made.stop()
+    made.add("r1")
+    made.ended("m1", 0)
+    assert made.actions() == []
+    assert made.exit_status() == 0
+
+
 @given(st.lists(st.tuples(st.sampled_from("eps"), st.floats(0, 20)), max_size=40))
 def test_the_pause_is_always_within_its_bounds_and_the_end_is_reached(steps) -> None:  # type: ignore[no-untyped-def]
     """Ends, passing time and starts in any order: a stop ends it all."""

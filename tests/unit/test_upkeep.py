@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from divandb.commands import (
     DiscardBlob,
     Graft,
-    OpenBlob,
     Purge,
     PutChunk,
     SealBlob,
@@ -539,21 +538,21 @@ def test_the_outbox_is_trimmed(tmp_path: Path, published: int | None, left: int)
 def test_what_a_crash_left_unsealed_is_collected_at_the_start(store: Kept) -> None:
     store.create("db")
     store.settle()
-    left = store.do(OpenBlob())
     for index in range(9):
-        store.do(PutChunk(left, index, bytes(CHUNK_BYTES)))
+        store.do(PutChunk(b"left", index, bytes(CHUNK_BYTES)))
     store.settle()
     assert store.count("blob_chunk") == 9
     store.crash()
     store.open()
-    new = store.do(OpenBlob())
-    store.do(PutChunk(new, 0, b"new"))
+    store.do(PutChunk(b"new", 0, b"new"))
     store.settle()
-    assert store.rows("SELECT num FROM blob") == [(new,)]
+    ((new, upload),) = store.rows("SELECT num, upload FROM blob")
+    assert upload == b"new"
     assert store.rows("SELECT data FROM blob_chunk") == [(b"new",)]
     # A number that is used again is not taken for the one that was left.
-    store.do(DiscardBlob(new))
-    assert store.do(OpenBlob()) > new  # numbers are never used twice
+    store.do(DiscardBlob(b"new"))
+    store.do(PutChunk(b"newer", 0, b"newer"))
+    assert store.rows("SELECT num FROM blob") > [(new,)]  # numbers are never used twice
     store.settle()
     assert store.count("blob") == 1
     store.close()
@@ -561,14 +560,13 @@ def test_what_a_crash_left_unsealed_is_collected_at_the_start(store: Kept) -> No
 
 def test_an_upload_that_is_slow_is_not_one_that_was_given_up(store: Kept) -> None:
     age_ms = store.limits.unused_blob_age_s * 1000
-    slow, dead = store.do(OpenBlob()), store.do(OpenBlob())
-    store.do(PutChunk(dead, 0, b"x"))
+    store.do(PutChunk(b"dead", 0, b"x"))
     store.settle()
     for index in range(4):
         store.wait_ms(age_ms // 2)
-        store.do(PutChunk(slow, index, b"x"))
+        store.do(PutChunk(b"slow", index, b"x"))
         store.settle()
-    assert store.rows("SELECT num FROM blob") == [(slow,)]
+    assert store.rows("SELECT upload FROM blob") == [(b"slow",)]
     assert store.count("blob_chunk") == 4
     assert store.upkeep.totals.collected_blobs == 1
     store.close()
@@ -579,9 +577,8 @@ def test_a_blob_that_nobody_refers_to_is_kept_for_its_age(store: Kept) -> None:
     store.create("db")
     att, blob = attached("a", b"used" * 1000)
     store.write("db", edit("d", None, {}, attachments=(att,), blobs=(blob,)))
-    num = store.do(OpenBlob())
-    store.do(PutChunk(num, 0, b"waits"))
-    store.do(SealBlob(num, b"n" * 32, 5))
+    store.do(PutChunk(b"upload", 0, b"waits"))
+    store.do(SealBlob(b"upload", b"n" * 32, 5, 1))
     store.settle()
     assert store.upkeep.due_in_s() == age_ms / 1000
     store.wait_ms(age_ms - 1)
@@ -833,8 +830,8 @@ def test_the_loop_wakes_when_a_blob_has_grown_old(
     store: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(loop: Loop) -> None:
-        num = store.do(OpenBlob())
-        store.do(SealBlob(num, b"n" * 32, 0))
+        store.do(PutChunk(b"upload", 0, b"x"))
+        store.do(SealBlob(b"upload", b"n" * 32, 1, 1))
         await loop.until(store.upkeep.resting)
         store.wait_ms(store.limits.unused_blob_age_s * 1000 - 20)
         # As a timer would, had it been set a moment before it was due.

@@ -7,12 +7,12 @@ from typing import Any
 import apsw
 import pytest
 
-from divandb.commands import CreateDatabase, Purge, SetRegister, WriteDocuments
+from divandb.commands import CreateDatabase, Job, Purge, SetRegister, WriteDocuments
 from divandb.config import Limits
 from divandb.errors import Busy, Conflict, DivanError, FileExists, NotFound, StorageFull
 from divandb.store import registers
 from divandb.store.ledger import Changes, Ledger, no_changes
-from divandb.store.writer import Job, Writer
+from divandb.store.writer import Writer
 from tests.stores import Store, edit
 
 WAIT_S = 10.0
@@ -46,6 +46,9 @@ class Script:
         if isinstance(command, Exception):
             raise command
         return f"did {command}"
+
+    def written(self) -> dict[int, int]:
+        return {1: len(self.diary)}
 
     def commit(self) -> Changes:
         if self.fail_commit:

@@ -3,6 +3,7 @@
 base              the ``EventBoard`` protocol, its errors and its limits: all that other parts know
 memory            a board without disk or network, for tests and simulations
 embedded          the client of the embedded board
+source            one partition as an applier reads it
 
 The embedded board itself, from the wire down to the disk:
 

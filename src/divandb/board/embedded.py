@@ -1,23 +1,18 @@
-"""The embedded board's client: an ``EventBoard`` over HTTP/1.1 with kept-alive connections.
+"""The embedded board's client: an ``EventBoard`` over a ``Link``.
 
-After a failed connect, requests wait before the next one, longer each time and never all at the
-same moment; so callers may try again at once. A request without an answer is ``Unreachable``; it is
-not repeated here.
+Callers may try again at once: the link waits longer before each new connection. A request without
+an answer is ``Unreachable``; only one that changes nothing is made again here, and only when the
+board had closed a connection that was kept alive.
 """
 
-import asyncio
-import contextlib
-import dataclasses
 import json
 import ssl
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
 from divandb.board import base, records
 from divandb.board.access import access_json, basic
 from divandb.board.base import (
-    KIB,
     MIB,
     Access,
     Batch,
@@ -34,71 +29,7 @@ from divandb.board.base import (
 )
 from divandb.board.records import END_HEADER, IDENTITY_HEADER, PREFIX
 from divandb.clock import Rng
-
-STREAM_BYTES_MAX = 256 * KIB
-HEAD_BYTES_MAX = 16 * KIB
-BACK_OFF_S_MIN = 0.05
-CLOSE_S_MAX = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class ClientLimits:
-    """What one client uses and how long it waits."""
-
-    reads_max: int = 16
-    """Readers at a time, each on a connection; others wait."""
-    requests_max: int = 8
-    """All other requests at a time."""
-    connect_s_max: float = 2.0
-    """To open a connection."""
-    answer_s_max: float = 10.0
-    """For an answer, in addition to the time a reader asked to wait, back-off included."""
-    back_off_s_max: float = 2.0
-    """Between attempts to connect."""
-
-
-class _Reply(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-class _Connection:
-    """One request at a time."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @property
-    def is_open(self) -> bool:
-        """False once the other side has closed it."""
-        return not (self._reader.at_eof() or self._writer.is_closing())
-
-    async def ask(self, request: bytes, body_bytes_max: int) -> tuple[_Reply, bool]:
-        """Send a request; the answer, and whether the connection can be used again."""
-        self._writer.write(request)
-        await self._writer.drain()
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")[:-2]
-        headers = {
-            name.lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in lines)
-        }
-        length = int(headers["content-length"])
-        if len(head) > HEAD_BYTES_MAX or length > body_bytes_max:
-            raise ValueError(f"an answer of {length} bytes")
-        body = await self._reader.readexactly(length)
-        return _Reply(int(first.split(" ")[1]), headers, body), headers.get("connection") != "close"
-
-    def close(self) -> None:
-        """Close without waiting."""
-        self._writer.close()
-
-    async def closed(self) -> None:
-        """Wait until it is closed."""
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+from divandb.link import Link, LinkBounds, LinkBroken, Reply
 
 
 class EmbeddedBoard:
@@ -111,28 +42,14 @@ class EmbeddedBoard:
         secret: str,
         rng: Rng,
         limits: BoardLimits | None = None,
-        bounds: ClientLimits | None = None,
+        bounds: LinkBounds | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """Nothing is opened before the first request. An ``https`` URL needs ``tls`` unless the
         system's certificates will do.
         """
-        address = urlsplit(url)
-        self._host = address.hostname or ""
-        self._tls = (tls or ssl.create_default_context()) if address.scheme == "https" else None
-        self._port = address.port or (443 if self._tls else 80)
-        self._url = url
-        self._common = f"host: {address.netloc}\r\nauthorization: {basic(name, secret)}\r\n"
-        self._rng = rng
+        self._link = Link(url, {"authorization": basic(name, secret)}, rng, bounds, tls)
         self._limits = limits or BoardLimits()
-        self._bounds = bounds or ClientLimits()
-        self._reads = asyncio.Semaphore(self._bounds.reads_max)
-        self._requests = asyncio.Semaphore(self._bounds.requests_max)
-        self._idle: list[_Connection] = []
-        self._busy: set[_Connection] = set()
-        self._failures = 0
-        self._retry_at = 0.0
-        self._is_closed = False
 
     # EventBoard
 
@@ -154,9 +71,12 @@ class EmbeddedBoard:
         reply = await self._ask("GET", what, wait_s=wait_ms / 1000)
         try:
             messages, first, after = records.unpack(reply.body, offset, bytes_max)
-            end, identity = int(reply.headers[END_HEADER]), reply.headers[IDENTITY_HEADER]
+            headers = reply.headers
+            end, identity = int(headers[END_HEADER]), headers[IDENTITY_HEADER]
         except (KeyError, ValueError) as problem:
-            raise Unreachable(f"{self._url} gave an answer that is not sound: {problem}") from None
+            raise Unreachable(
+                f"{self._link.url} gave an answer that is not sound: {problem}"
+            ) from None
         return Batch(messages, first, after, end, identity)
 
     async def describe(self, topic: str) -> TopicInfo:
@@ -175,16 +95,7 @@ class EmbeddedBoard:
 
     async def close(self) -> None:
         """See ``EventBoard.close``."""
-        self._is_closed = True
-        open_ones = [*self._idle, *self._busy]
-        self._idle.clear()
-        for connection in open_ones:
-            connection.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_S_MAX):
-                await asyncio.gather(*(connection.closed() for connection in open_ones))
-
-    # Requests
+        await self._link.close()
 
     async def _ask(
         self,
@@ -194,73 +105,25 @@ class EmbeddedBoard:
         *,
         wait_s: float = 0.0,
         folder: str = "topics",
-    ) -> _Reply:
+    ) -> Reply:
         """One request; raises what the board answered, or ``Unreachable``."""
-        head = f"{method} {PREFIX}{folder}/{what} HTTP/1.1\r\n{self._common}"
-        request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-        slots = self._reads if wait_s else self._requests
         try:
-            async with asyncio.timeout(wait_s + self._bounds.answer_s_max):
-                async with slots:
-                    reply = await self._exchange(request)
-        except TimeoutError:
-            raise Unreachable(f"{self._url} gave no answer in time.") from None
-        except (OSError, EOFError, KeyError, ValueError, asyncio.LimitOverrunError) as problem:
-            raise Unreachable(f"{self._url} cannot be reached: {problem}") from None
+            reply = await self._link.ask(
+                method,
+                f"{PREFIX}{folder}/{what}",
+                body,
+                wait_s=wait_s,
+                body_bytes_max=self._limits.answer_bytes_max + self._limits.message_bytes_max + MIB,
+                repeatable=method == "GET",
+            )
+        except LinkBroken as broken:
+            raise Unreachable(broken.reason) from None
         if reply.status != 200:
             raise _error(reply)
         return reply
 
-    async def _exchange(self, request: bytes) -> _Reply:
-        connection = await self._connection()
-        self._busy.add(connection)
-        try:
-            bytes_max = self._limits.answer_bytes_max + self._limits.message_bytes_max + MIB
-            reply, is_reusable = await connection.ask(request, bytes_max)
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self._busy.discard(connection)
-        if is_reusable and not self._is_closed:
-            self._idle.append(connection)
-        else:
-            connection.close()
-        return reply
 
-    async def _connection(self) -> _Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_open:
-                return connection
-            connection.close()
-        if self._is_closed:
-            raise Unreachable("The client is closed.")
-        return await self._connect()
-
-    async def _connect(self) -> _Connection:
-        loop = asyncio.get_running_loop()
-        if self._retry_at > loop.time():
-            await asyncio.sleep(self._retry_at - loop.time())
-        try:
-            async with asyncio.timeout(self._bounds.connect_s_max):
-                connection = _Connection(
-                    *await asyncio.open_connection(
-                        self._host, self._port, ssl=self._tls, limit=STREAM_BYTES_MAX
-                    )
-                )
-        except OSError:  # TimeoutError is one
-            self._failures += 1
-            ceiling = min(
-                BACK_OFF_S_MIN * 2 ** min(self._failures, 16), self._bounds.back_off_s_max
-            )
-            self._retry_at = loop.time() + ceiling * (0.5 + self._rng.uniform() / 2)
-            raise
-        self._failures = 0
-        return connection
-
-
-def _json(reply: _Reply) -> dict[str, Any]:
+def _json(reply: Reply) -> dict[str, Any]:
     try:
         value = json.loads(reply.body)
     except ValueError:
@@ -268,7 +131,7 @@ def _json(reply: _Reply) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _info(reply: _Reply) -> TopicInfo:
+def _info(reply: Reply) -> TopicInfo:
     value = _json(reply)
     partitions = tuple(PartitionInfo(**one) for one in value["partitions"])
     return TopicInfo(value["topic"], value["identity"], partitions, value["message_bytes_max"])
@@ -288,7 +151,7 @@ _BY_CODE: dict[str, type[BoardError]] = {
 }
 
 
-def _error(reply: _Reply) -> BoardError:
+def _error(reply: Reply) -> BoardError:
     """The error that a board answered with."""
     value = _json(reply)
     match value:

@@ -13,7 +13,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -36,6 +36,7 @@ SWITCH_INTERVAL_S = 0.001
 APPEND_THREADS = 4
 READ_THREADS = 2
 GRACE_S_MAX = 5.0
+ARRANGE_RETRY_S = 0.5
 BACKLOG_CONNECTIONS_MAX = 1024
 T = TypeVar("T")
 
@@ -50,6 +51,8 @@ class BoardConfig:
     """Name → secret of those who may create topics and principals, and read and write all."""
     name: str = "board"
     """What its log lines begin with."""
+    arrange: Callable[[], Awaitable[None]] | None = None
+    """Makes topics and principals, once the board serves and at each SIGHUP."""
     certificate: Path | None = None
     """PEM file with certificate chain and key: TLS only."""
     limits: BoardLimits = dataclasses.field(default_factory=BoardLimits)
@@ -83,7 +86,28 @@ async def _serve(config: BoardConfig, sockets: list[socket.socket]) -> None:
         log.event("serving", data=str(config.data))
         gc.collect()
         gc.freeze()
+        if config.arrange is None:
+            await stopping.wait()
+            return
+        due = asyncio.Event()
+        due.set()
+        loop.add_signal_handler(signal.SIGHUP, due.set)
+        arranging = asyncio.create_task(_arrange(config.arrange, due, log))
         await stopping.wait()
+        await _cancelled(arranging)
+
+
+async def _arrange(arrange: Callable[[], Awaitable[None]], due: asyncio.Event, log: Log) -> None:
+    """Arrange the topics each time it is due, and again while it fails."""
+    while True:
+        await due.wait()
+        due.clear()
+        try:
+            await arrange()
+        except Exception as fault:
+            log.event("topics cannot be arranged", fault=repr(fault))
+            await asyncio.sleep(ARRANGE_RETRY_S)
+            due.set()
 
 
 @asynccontextmanager

@@ -36,7 +36,7 @@ class _Partition:
         self.start = 0
         self.messages: list[bytes] = []
         self.bytes = 0
-        self.readers: set[asyncio.Future[None]] = set()
+        self.readers: dict[asyncio.Future[None], None] = {}
 
     @property
     def end(self) -> int:
@@ -206,13 +206,13 @@ class MemoryClient:
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(wait_s, _settle, woken)
-        place.readers.add(woken)
+        place.readers[woken] = None
         self._waits.add(woken)
         try:
             await woken
         finally:
             timer.cancel()
-            place.readers.discard(woken)
+            place.readers.pop(woken)
             self._waits.discard(woken)
 
     async def describe(self, topic: str) -> TopicInfo:

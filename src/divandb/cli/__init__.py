@@ -8,6 +8,9 @@ import click
 COMMANDS = {
     "up": "divandb.cli.up:up",
     "status": "divandb.cli.status:status",
+    "add": "divandb.cli.add:add",
+    "node": "divandb.cli.run:node",
+    "board": "divandb.cli.run:board",
     "import": "divandb.cli.transfer:import_",
     "export": "divandb.cli.transfer:export",
 }

@@ -1,6 +1,9 @@
-"""`divandb status`: what runs in a data folder, and whether it answers."""
+"""`divandb status`: what runs, whether it answers, and how far each node is."""
 
+import asyncio
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +12,198 @@ import msgspec
 
 from divandb import datadir
 from divandb.cli import options
-from divandb.supervisor import answers
+from divandb.cli.asking import Asked, ask_all, basic, credentials_in
+from divandb.cli.tables import as_text
+from divandb.cluster import trust
+from divandb.config import REPLICA
+from divandb.datadir import NodeRecord
+from divandb.joining import arriving
 
-COLUMNS = ("name", "role", "master", "url", "pid", "up", "restarts", "started_at")
+WATCH_S = 1.0
+"""Between two tables."""
+CLEAR = "\x1b[H\x1b[2J"
+NODES_MAX = 4096
+BOARD = "board"
+BOARD_UP = "/board/v1/_up"
+NODE_STATUS = "/_divan/status"
+_PLACE = ("name", "role", "url")
 
 
 @click.command()
 @options.data
+@click.option(
+    "--url",
+    metavar="URL",
+    help="A node of a cluster anywhere; its admin by DIVANDB_ADMIN or in the URL.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(data: Path, as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Print it again every second, until Ctrl-C.")
+def status(data: Path, url: str | None, as_json: bool, watch: bool) -> None:
     """Show the nodes. The exit status is 1 when none is up."""
-    try:
-        cluster = datadir.read_cluster(data)
-    except datadir.DataDirError as problem:
-        raise click.ClickException(str(problem)) from None
-    if cluster is None:
-        raise click.ClickException(f"nothing runs in {data}")
-    nodes = [{**msgspec.to_builtins(node), "up": answers(node.url)} for node in cluster.nodes]
-    click.echo(as_text(nodes) if not as_json else _as_json(cluster, nodes))
-    if not any(node["up"] for node in nodes):
+    if watch:
+        _watch(data, url, as_json)
+        return
+    found = collected(data, url)
+    click.echo(_shown(found, as_json))
+    for line in _refusals(found):
+        click.echo(f"divandb: {line}", err=True)
+    if not any(node["up"] for node in found["nodes"]):
         click.echo("divandb: no node answers", err=True)
         sys.exit(1)
 
 
-def _as_json(cluster: datadir.ClusterRecord, nodes: list[dict[str, Any]]) -> str:
-    whole = {"url": cluster.url, "pid": cluster.pid, "nodes": nodes}
-    return msgspec.json.format(msgspec.json.encode(whole), indent=2).decode()
+def _watch(data: Path, url: str | None, as_json: bool) -> None:
+    clear = CLEAR if sys.stdout.isatty() and not as_json else ""
+    try:
+        while True:
+            try:
+                text = _shown(collected(data, url), as_json, is_line=True)
+            except click.ClickException as problem:
+                if as_json:
+                    raise
+                text = f"divandb: {problem.format_message()}"
+            click.echo(f"{clear}{text}" if clear or as_json else f"{text}\n")
+            time.sleep(WATCH_S)
+    except KeyboardInterrupt:
+        return
 
 
-def as_text(nodes: list[dict[str, Any]]) -> str:
-    """A table with a line for each node."""
-    rows = [list(COLUMNS), *([_cell(node[column]) for column in COLUMNS] for node in nodes)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+def _shown(found: dict[str, Any], as_json: bool, *, is_line: bool = False) -> str:
+    if not as_json:
+        return as_text(found)
+    data = msgspec.json.encode(found)
+    return (data if is_line else msgspec.json.format(data, indent=2)).decode()
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
+def _refusals(found: dict[str, Any]) -> list[str]:
+    return [f"{node['name']}: {node['refused']}" for node in found["nodes"] if node["refused"]]
+
+
+def collected(data: Path, url: str | None) -> dict[str, Any]:
+    """``{"url", "pid", "nodes": […]}``; raises ``click.ClickException``."""
+    try:
+        if url is None:
+            return asyncio.run(_of_folder(data))
+        return asyncio.run(_of_url(url))
+    except (datadir.DataDirError, ValueError) as problem:
+        raise click.ClickException(str(problem)) from None
+
+
+def compare(nodes: list[dict[str, Any]]) -> None:
+    """Set each node's ``lag_events`` to every master that has answered: what that has and it has
+    not. A node itself knows only what it last heard.
+    """
+    answered = [node for node in nodes if "vector" in node]
+    for master in answered:
+        if master["role"] != "master":
+            continue
+        for node in answered:
+            behind = sum(
+                max(oseq - node["vector"].get(origin, 0), 0)
+                for origin, oseq in master["vector"].items()
+            )
+            slot = node["slots"].setdefault(master["slot"], {"lag_ms": None})
+            slot["lag_events"] = behind
+
+
+# A cluster under a supervisor
+
+
+async def _of_folder(data: Path) -> dict[str, Any]:
+    cluster = datadir.read_cluster(data)
+    if cluster is None:
+        raise click.ClickException(f"nothing runs in {data}")
+    authorization = _as_member(datadir.read_secret(data))
+    answers = await ask_all(
+        {one.name: (one.url, _path(one.role)) for one in cluster.nodes if one.pid is not None},
+        authorization,
+    )
+    nodes = [_of_record(one, answers.get(one.name), data) for one in cluster.nodes]
+    nodes += await _elsewhere(nodes, authorization)
+    compare(nodes)
+    return {"url": cluster.url, "pid": cluster.pid, "nodes": nodes}
+
+
+def _as_member(secret: bytes) -> str:
+    """Whoever can read the folder's secret may ask as the nodes ask each other."""
+    keys = trust.keys_of(secret, "status", REPLICA, "", is_master=False)
+    return trust.SCHEME + keys.token
+
+
+def _path(role: str) -> str:
+    return BOARD_UP if role == BOARD else NODE_STATUS
+
+
+def _of_record(record: NodeRecord, answer: Asked | None, data: Path) -> dict[str, Any]:
+    copying = arriving(data / record.name) if answer is None or not answer.is_up else None
+    return {
+        **msgspec.to_builtins(record),
+        **_condition(answer, is_board=record.role == BOARD),
+        "copying": None if copying is None else msgspec.to_builtins(copying),
+    }
+
+
+def _condition(answer: Asked | None, *, is_board: bool = False) -> dict[str, Any]:
+    """What one answer, or its absence, says."""
+    if answer is None:
+        return {"up": False, "state": "down", "refused": None}
+    body = {} if is_board or answer.body is None else answer.body
+    said = {key: value for key, value in body.items() if key not in _PLACE}
+    return {
+        **said,
+        "up": answer.is_up,
+        "state": answer.state,
+        "refused": answer.refused,
+    }
+
+
+# A cluster anywhere
+
+
+async def _of_url(url: str) -> dict[str, Any]:
+    place, admin = credentials_in(url, os.environ.get("DIVANDB_ADMIN"))
+    authorization = basic(admin)
+    first = (await ask_all({"": (place, NODE_STATUS)}, authorization))[""]
+    if first.body is None:
+        raise click.ClickException(f"{place}: {first.refused or first.state}")
+    me = _of_answer(first.body["name"], first, first.body)
+    nodes = sorted([me, *await _elsewhere([me], authorization)], key=_order)
+    compare(nodes)
+    return {"url": place, "pid": None, "nodes": nodes}
+
+
+def _order(node: dict[str, Any]) -> tuple[str, int, str]:
+    """Masters before replicas, m2 before m10."""
+    return node["role"], len(node["name"]), node["name"]
+
+
+async def _elsewhere(
+    known: list[dict[str, Any]], authorization: str | None
+) -> list[dict[str, Any]]:
+    """The nodes that the known ones speak of and that are not among them."""
+    names = {node["name"] for node in known}
+    others: dict[str, dict[str, Any]] = {}
+    for node in known:
+        for peer in node.get("peers") or []:
+            if peer["name"] not in names and len(others) < NODES_MAX:
+                others.setdefault(peer["name"], peer)
+    answers = await ask_all(
+        {name: (one["url"], NODE_STATUS) for name, one in others.items()}, authorization
+    )
+    return [_of_answer(name, answers[name], one) for name, one in others.items()]
+
+
+def _of_answer(name: str, answer: Asked, told: dict[str, Any]) -> dict[str, Any]:
+    """A node of which there is no record here: what it says, or what its peers say."""
+    is_replica = told["role"] == "replica"
+    return {
+        "name": name,
+        "role": told["role"],
+        "master": told["slot"] if is_replica else None,
+        "url": told["url"],
+        "pid": None,
+        "restarts": None,
+        "started_at": None,
+        **_condition(answer),
+        "copying": None,
+    }

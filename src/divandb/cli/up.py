@@ -10,17 +10,31 @@ from pathlib import Path
 import click
 
 from divandb import datadir
-from divandb.cli import options
+from divandb.cli import options, plan
 from divandb.clock import SystemClock, SystemRng
-from divandb.config import Config, limits_from
-from divandb.server import serve
+from divandb.config import limits_from
+from divandb.datadir import PlannedNode
+from divandb.layout import Layout, is_new, planned, specs
 from divandb.supervisor import Bounds, StartError, Supervisor
 from divandb.telemetry import LineLog
 
+MASTERS = 3
+REPLICAS = 3
+MASTERS_MAX = 64
+REPLICAS_MAX = 64
+
 
 @click.command()
-@click.option("--masters", type=int, default=1, show_default=True, help="Nodes that take writes.")
-@click.option("--replicas", type=int, default=0, show_default=True, help="Readers per master.")
+@click.option(
+    "--masters",
+    type=click.IntRange(1, MASTERS_MAX),
+    help="Nodes that take writes.  [default: 3, or those that the folder has]",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(0, REPLICAS_MAX),
+    help="Readers for each master.  [default: 3, or those that the folder has]",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -47,48 +61,128 @@ from divandb.telemetry import LineLog
     metavar="SECONDS",
     help="Kill a node that has not ended this long after a stop.",
 )
+@click.option(
+    "--print-config",
+    "prints",
+    is_flag=True,
+    help="Run nothing; write the files of a cluster over several hosts.",
+)
+@click.option(
+    "--hosts",
+    "several",
+    metavar="H1,H2,...",
+    callback=plan.hosts_in,
+    help="With --print-config: the hosts, as they reach each other.",
+)
+@click.option(
+    "--board-host",
+    metavar="HOST",
+    callback=plan.host_in,
+    help="With --print-config: the host of the Event Boards.  [default: the first]",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="With --print-config: the folder for the files.",
+)
 def up(
-    masters: int,
-    replicas: int,
+    masters: int | None,
+    replicas: int | None,
     port: int,
     host: str,
     data: Path,
     admin: str | None,
     no_restart: bool,
     stop_timeout: float,
+    prints: bool,
+    several: tuple[str, ...],
+    board_host: str | None,
+    out: Path | None,
 ) -> None:
-    """Run the database, and start its node again when it dies.
+    """Run the database, and start its processes again when they die.
 
     SIGTERM or Ctrl-C stops it cleanly; a second Ctrl-C at once.
     """
-    if (masters, replicas) != (1, 0):
-        raise click.UsageError(
-            "more than one node comes with the cluster release; this one runs one node, "
-            "--masters 1 --replicas 0"
-        )
+    if prints:
+        click.echo(_printed(masters, replicas, port, data, admin, several, board_host, out))
+        return
+    if several or board_host or out:
+        raise click.UsageError("--hosts, --board-host and --out need --print-config.")
     clock, bounds = SystemClock(), Bounds(stop_s_max=stop_timeout)
     os.umask(0o077)  # what the database writes is for its owner only
     with _one_line_errors():
         datadir.make(data)
         with datadir.locked(data, clock, orphan_s_max=bounds.stop_s_max):
             known = admin or datadir.make_admin(data, SystemRng())
-            config = Config(
-                data=data, host=host, port=port, admin=known, limits=limits_from(os.environ)
+            nodes = _nodes(data, masters, replicas)
+            secret = datadir.make_secret(data, SystemRng())
+            whole = Layout(
+                data, known, limits_from(os.environ), secret, founding=is_new(data, nodes)
             )
-            log = LineLog("supervisor", clock)
             supervisor = Supervisor(
-                [config], serve, clock, log, restart=not no_restart, bounds=bounds
+                data,
+                host,
+                port,
+                specs(nodes, datadir.read_ports(data)),
+                whole.serve,
+                clock,
+                LineLog("supervisor", clock),
+                grow=lambda: specs(datadir.read_members(data), datadir.read_ports(data)),
+                restart=not no_restart,
+                bounds=bounds,
             )
             given = admin is not None
-            status = supervisor.run(lambda now: click.echo(greeting(now.url, data, known, given)))
+
+            def ready(now: datadir.ClusterRecord) -> None:
+                whole.is_starting = False
+                click.echo(greeting(now.url, data, known, given))
+
+            status = supervisor.run(ready)
     sys.exit(status)
+
+
+def _printed(
+    masters: int | None, replicas: int | None, port: int, data: Path, admin: str | None,
+    several: tuple[str, ...], board_host: str | None, out: Path | None,
+) -> str:  # fmt: skip
+    """Write the files of a cluster over several hosts; what to do with them."""
+    if not several or out is None:
+        raise click.UsageError("--print-config needs --hosts and --out.")
+    nodes = _wanted(masters, replicas)
+    plan.check_ports(port, len(nodes))
+    with _one_line_errors():
+        limits = limits_from(os.environ)
+        made = plan.make_plan(out, several, board_host, port, data, admin, limits, SystemRng())
+        return plan.write(made, nodes, out)
+
+
+def _wanted(masters: int | None, replicas: int | None) -> list[PlannedNode]:
+    return planned(
+        MASTERS if masters is None else masters, REPLICAS if replicas is None else replicas
+    )
+
+
+def _nodes(data: Path, masters: int | None, replicas: int | None) -> list[PlannedNode]:
+    """The nodes of the folder, and those that the options add to them."""
+    nodes = datadir.read_members(data)
+    if nodes and masters is None and replicas is None:
+        return nodes
+    wanted = _wanted(masters, replicas)
+    missing = [node.name for node in nodes if node not in wanted]
+    if missing:
+        raise datadir.DataDirError(
+            f"{data} has more nodes than that: {', '.join(missing)}; leave the options out"
+        )
+    nodes += [node for node in wanted if node not in nodes]
+    datadir.write_members(data, nodes)
+    return nodes
 
 
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (StartError, datadir.DataDirError, ValueError) as problem:
+    except (StartError, datadir.DataDirError, ValueError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
 
 

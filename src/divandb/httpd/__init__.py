@@ -4,8 +4,11 @@ The way of a request:
     protocol       uvicorn's protocol with our bounds, and the fast lane in it
     lane           plain reads and writes of one document, without a task or a framework
     app            CORS, who is asking, which route, errors: the way of every other request
+    peer_lane      heartbeats and forwarded writes of other nodes
     cors           cross-origin requests
     authenticator  who is asking: headers and cookies to users
+    standing       what answers say of the session, and of the age of the view
+    forward        requests that another node answers better
     services       the parts of the node that handlers work with
     call           one request: its parameters, body, user and database
     respond        answers as CouchDB gives them
@@ -18,6 +21,9 @@ Routes:
     attachments    /{db}/{doc}/{attachment}
     bulk           _bulk_docs, _bulk_get
     listing        _all_docs, _design_docs, _local_docs
+    divan          /{db}/_divan/…, what CouchDB does not have
+    cluster        /_divan/…, what nodes and operators ask of a node
+    snapshots      /_divan/snapshot, a copy of the file for other nodes
     changes        _changes: what is asked for
     feed           _changes: how it is sent, live or not
 

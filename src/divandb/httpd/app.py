@@ -12,10 +12,21 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from divandb.auth import cookies, policy
-from divandb.errors import BadRequest, DivanError, MethodNotAllowed, NotFound
+from divandb.cluster import sessions, trust
+from divandb.cluster.peers import Peer
+from divandb.cluster.sessions import Session
+from divandb.errors import (
+    BadRequest,
+    DivanError,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    Unauthorized,
+)
 from divandb.httpd import cors, respond
 from divandb.httpd.call import Call, Handler, Methods, RouteTable
 from divandb.httpd.services import Services
+from divandb.httpd.standing import FORWARDED, Standing
 
 
 class App:
@@ -35,7 +46,7 @@ class App:
             return
         headers = Headers(scope=scope)
         extra = cors.headers_for(self._services.settings, headers.get("origin"))
-        answering = _Answering(send, extra)
+        answering = _Answering(send, extra, scope, self._services.standing)
         try:
             await self._answer(scope, receive, send, headers, answering)
         except DivanError as refusal:
@@ -62,8 +73,12 @@ class App:
             if answer is not None:
                 await answer(scope, receive, send)  # it has its own headers
                 return
-        cookie = _session_cookie(headers)
+        pairs = _cookies(headers)
+        cookie = next((value.strip('"') for name, value in pairs if name == cookies.NAME), None)
         authorization = headers.get("authorization")
+        if authorization is not None and authorization.startswith(trust.SCHEME):
+            await self._answer_peer(scope, receive, authorization, answering)
+            return
         client = scope.get("client")
         authenticator = self._services.authenticator
         user = await authenticator.identify(
@@ -77,9 +92,57 @@ class App:
             renewed = authenticator.renewed_cookie(cookie, secure=scope["scheme"] == "https")
             if renewed is not None:
                 answering.extra = {**answering.extra, "set-cookie": renewed}
+        answering.wants_token = sessions.HEADER in headers
+        session = self._services.standing.session(scope, headers, pairs)
         scope["divan.services"] = self._services
         scope["divan.user"] = user
+        scope["divan.session"] = answering.session = session
+        better = await self._better(session, headers, answering)
+        if better is not None:
+            answering.is_passed_on = True
+            response = await self._services.forwarder.send(
+                Request(scope, receive), scope["path"], better
+            )
+            await response(scope, receive, answering.send)
+            return
         await self._router(scope, receive, answering.send)
+
+    async def _answer_peer(
+        self, scope: Scope, receive: Receive, authorization: str, answering: "_Answering"
+    ) -> None:
+        """A request of another node: it is nobody but to the routes for nodes."""
+        holder = trust.holder(self._services.config.keys, authorization)
+        if holder is None:
+            raise Unauthorized("This is no credential of this cluster.")
+        scope["divan.services"] = self._services
+        scope["divan.user"] = policy.ANONYMOUS
+        scope["divan.session"] = Session()
+        scope["divan.peer"] = holder
+        if not scope["path"].startswith("/_divan/"):
+            raise Forbidden("Nodes have no business here.")
+        await self._router(scope, receive, answering.send)
+
+    async def _better(
+        self, session: Session, headers: Headers, answering: "_Answering"
+    ) -> Peer | None:
+        """Whoever should answer instead of this node; ``None``: it does."""
+        services = self._services
+        if services.standing.is_alone:
+            return None
+        is_passed_on = FORWARDED in headers
+        needs = session.needs.vector
+        if needs and not services.progress.contains(needs):
+            slots = sorted(set(session.needs.slots.values()))
+            holder = services.peers.having(needs, slots) if not is_passed_on else None
+            wait_s = services.limits.session_wait_ms / 1000
+            # If nobody has it, waiting helps only as long as it may still be on the board.
+            if not await services.progress.reach(needs, wait_s if holder else wait_s / 2):
+                if holder is None:
+                    answering.extra = {**answering.extra, "divan-session-behind": "true"}
+                return holder
+        if not is_passed_on and not services.standing.is_young(headers):
+            return next((p for p in services.peers.writers() if services.peers.is_live(p)), None)
+        return None
 
     async def _refuse(
         self, refusal: DivanError, scope: Scope, receive: Receive, answering: "_Answering"
@@ -94,16 +157,27 @@ class App:
 class _Answering:
     """Sends an answer with headers that every answer of this request carries."""
 
-    def __init__(self, send: Send, extra: dict[str, str]) -> None:
+    def __init__(self, send: Send, extra: dict[str, str], scope: Scope, standing: Standing) -> None:
         self._send = send
+        self._scope = scope
+        self._standing = standing
         self.extra = extra
+        self.session = Session()
+        self.wants_token = False
+        self.is_passed_on = False
+        """Is it another node's answer? It has said what there is to say."""
         self.begun = False
 
     async def send(self, message: Message) -> None:
         """Pass a message on, adding the headers to the first."""
         if message["type"] == "http.response.start":
             self.begun = True
-            added = [(name.encode(), value.encode("latin-1")) for name, value in self.extra.items()]
+            said = list(self.extra.items())
+            if not self.is_passed_on:
+                self._standing.note(self._scope, self.session)
+                said += self._standing.age()
+                said += self._standing.said(self.session, wants_token=self.wants_token)
+            added = [(name.encode(), value.encode("latin-1")) for name, value in said]
             message["headers"] = [*message["headers"], *added]
         await self._send(message)
 
@@ -120,15 +194,13 @@ def path_of(scope: Scope) -> str:
     return path[:-1] if path.count("/") == 2 and path[-1] == "/" else path
 
 
-def _session_cookie(headers: Headers) -> str | None:
+def _cookies(headers: Headers) -> list[tuple[str, str]]:
+    """(name, value) of every cookie."""
     lines = headers.get("cookie")
     if lines is None:
-        return None
-    for part in lines.split(";"):
-        name, _, value = part.strip().partition("=")
-        if name == cookies.NAME:
-            return value.strip('"')
-    return None
+        return []
+    parts = (part.strip().partition("=") for part in lines.split(";"))
+    return [(name, value) for name, _, value in parts]
 
 
 def _by_path(tables: Sequence[RouteTable]) -> dict[str, dict[str, Handler]]:
@@ -154,7 +226,8 @@ class _Endpoint:
             allowed = ",".join(sorted(self._methods))
             raise MethodNotAllowed(f"Only {allowed} allowed", headers={"allow": allowed})
         request = Request(scope, receive)
-        call = Call(request, scope["divan.services"], scope["divan.user"])
+        session = scope["divan.session"]
+        call = Call(request, scope["divan.services"], scope["divan.user"], session)
         response = await handler(call)
         await response(scope, receive, send if scope["method"] != "HEAD" else _without_body(send))
 

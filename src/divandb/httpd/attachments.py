@@ -225,7 +225,7 @@ def _missing_rev() -> Conflict:
 
 
 async def _write(call: Call, known: Known, prepared: Prepared) -> str:
-    results = await call.services.entry.write(known, call.user, [prepared])
+    results = await call.entry.write(known, call.user, [prepared])
     if isinstance(results[0], DivanError):
         raise results[0]
     return results[0]
@@ -248,7 +248,7 @@ async def _receive(call: Call, name: str, content_type: str) -> Received:
     announced = call.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > call.services.limits.attachment_bytes_max:
         raise too_large(name)
-    upload = call.services.entry.upload(content_type, packed=packed)
+    upload = call.entry.upload(content_type, packed=packed)
     try:
         async for data in _body(call):
             await upload.feed(data)

@@ -44,7 +44,7 @@ async def bulk_docs(call: Call) -> Response:
     if not isinstance(new_edits, bool):
         raise BadRequest("`new_edits` parameter must be a boolean.")
     sents = await _parsed(docs)
-    ids = [sent.id or call.services.entry.new_id() for sent in sents]
+    ids = [sent.id or call.entry.new_id() for sent in sents]
     if not new_edits:
         for sent in sents:
             document.ancestry_of(sent)
@@ -67,7 +67,7 @@ async def _parsed(docs: list[Any]) -> list[Sent]:
 async def _write(
     call: Call, known: Known, ids: list[str], sents: list[Sent], new_edits: bool
 ) -> list[str | DivanError]:
-    entry = call.services.entry
+    entry = call.entry
     results: list[str | DivanError] = [NotFound("missing")] * len(ids)
     ordinary = [place for place, doc_id in enumerate(ids) if not doc_id.startswith("_local/")]
     prepared = [Prepared(ids[place], sents[place]) for place in ordinary]
@@ -82,7 +82,7 @@ async def _write(
 
 async def _write_local(call: Call, known: Known, doc_id: str, sent: Sent) -> str | DivanError:
     try:
-        return await call.services.entry.write_local(known, doc_id, sent)
+        return await call.entry.write_local(known, doc_id, sent)
     except DivanError as refusal:
         return refusal
 

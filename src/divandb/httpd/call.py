@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,7 +16,15 @@ from starlette.responses import Response
 from divandb.auth import policy
 from divandb.auth.policy import UserContext
 from divandb.catalog import Known
-from divandb.errors import BadRequest, QueryParseError, TooLarge, UnsupportedMediaType
+from divandb.cluster.sessions import Session
+from divandb.entry import Entry
+from divandb.errors import (
+    BadRequest,
+    QueryParseError,
+    TooLarge,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 from divandb.httpd.negotiate import is_json_content_type
 from divandb.httpd.services import Services
 from divandb.packing import Gunzip
@@ -27,11 +36,19 @@ _BOOLEANS = {"true": True, "false": False}
 class Call:
     """What a handler gets: the request, the services behind the node, and the user."""
 
-    def __init__(self, request: Request, services: Services, user: UserContext) -> None:
+    def __init__(
+        self, request: Request, services: Services, user: UserContext, session: Session
+    ) -> None:
         self.request = request
         self.services = services
         self.user = user
+        self.session = session
         self.query: QueryParams = request.query_params
+
+    @cached_property
+    def entry(self) -> Entry:
+        """Where this request's writes go in."""
+        return self.services.entry.within(self.session)
 
     @property
     def headers(self) -> Headers:
@@ -62,6 +79,18 @@ class Call:
             return unquote(self.request.path_params[name], errors="strict")
         except UnicodeDecodeError:
             raise BadRequest("The path is not valid UTF-8.") from None
+
+    @property
+    def is_from_peer(self) -> bool:
+        """Does another node of the cluster ask?"""
+        return "divan.peer" in self.request.scope
+
+    def peer(self) -> tuple[str, str, str]:
+        """(name, role, slot) of the node that asks; raises ``Unauthorized`` for anybody else."""
+        holder: tuple[str, str, str] | None = self.request.scope.get("divan.peer")
+        if holder is None:
+            raise Unauthorized("This is for nodes of the cluster.")
+        return holder
 
     # Databases
 

@@ -32,7 +32,7 @@ async def create(call: Call) -> Response:
         number = call.number(parameter)
         if number is not None:  # kept and shown again; every node holds all the data in one file
             options[parameter] = max(number, 1)
-    await call.services.entry.create_database(name, options)
+    await call.entry.create_database(name, options)
     answer = respond.ok(201)
     answer.headers["location"] = call.own_url(call.request.path_params["db"])
     return answer
@@ -46,7 +46,7 @@ async def drop(call: Call) -> Response:
             "You tried to DELETE a database with a ?=rev parameter. "
             "Did you mean to DELETE a document instead?"
         )
-    await call.services.entry.drop_database(call.path("db"))
+    await call.entry.drop_database(call.path("db"))
     return respond.ok()
 
 
@@ -60,7 +60,7 @@ async def put_security(call: Call) -> Response:
     known = call.database_as_admin()
     security = await call.json()
     policy.parse_security(security)
-    await call.services.entry.set_security(known, encode_json(security))
+    await call.entry.set_security(known, encode_json(security))
     return respond.ok()
 
 
@@ -72,7 +72,7 @@ async def get_revs_limit(call: Call) -> Response:
 async def put_revs_limit(call: Call) -> Response:
     """``PUT /{db}/_revs_limit``."""
     known = call.database_as_admin()
-    await call.services.entry.set_revs_limit(known, _limit(await call.json()))
+    await call.entry.set_revs_limit(known, _limit(await call.json()))
     return respond.ok()
 
 
@@ -108,11 +108,14 @@ async def compact(call: Call) -> Response:
 
 
 async def ensure_full_commit(call: Call) -> Response:
-    """``POST /{db}/_ensure_full_commit``: every answered write is durable already."""
+    """``POST /{db}/_ensure_full_commit``: every answered write is durable already; what the
+    session wrote is on the Masters' Board, too, once this is answered.
+    """
     known = call.database()
     if "json" not in call.headers.get("content-type", ""):
         raise UnsupportedMediaType("Content-Type must be application/json")
     await call.body()
+    await call.entry.confirm()
     return respond.ok(201, instance_start_time=str(known.created_ms // 1000))
 
 
@@ -126,7 +129,7 @@ async def purge(call: Call) -> Response:
         raise BadRequest("Too many documents.")
     for revs in wanted.values():
         _check_revs(revs)
-    purged = await call.services.entry.purge(known, wanted)
+    purged = await call.entry.purge(known, wanted)
     return respond.json({"purge_seq": None, "purged": purged}, 201)
 
 

@@ -212,17 +212,15 @@ async def post(call: Call) -> Response:
     call.check_json_content_type()
     value = await call.json_object()
     sent = document.parse(value)
-    doc_id = sent.id or call.services.entry.new_id()
+    doc_id = sent.id or call.entry.new_id()
     if doc_id.startswith("_local/"):
-        return _written(
-            call, known, doc_id, await call.services.entry.write_local(known, doc_id, sent)
-        )
+        return _written(call, known, doc_id, await call.entry.write_local(known, doc_id, sent))
     new_edits = call.flag("new_edits", True)
     return await _write(call, known, Prepared(doc_id, sent), new_edits=new_edits)
 
 
 async def _write(call: Call, known: Known, prepared: Prepared, *, new_edits: bool) -> Response:
-    results = await call.services.entry.write(known, call.user, [prepared], new_edits=new_edits)
+    results = await call.entry.write(known, call.user, [prepared], new_edits=new_edits)
     return _written(call, known, prepared.id, results[0])
 
 
@@ -253,7 +251,7 @@ async def delete(call: Call) -> Response:
     if rev is None:
         raise NotFound(DELETED_REASON) if winner[1] & DELETED else Conflict()
     sent = Sent(None, rev, True, {}, {}, None)
-    results = await call.services.entry.write(known, call.user, [Prepared(doc_id, sent)])
+    results = await call.entry.write(known, call.user, [Prepared(doc_id, sent)])
     return _written(call, known, doc_id, results[0], 200)
 
 
@@ -265,7 +263,7 @@ async def copy(call: Call) -> Response:
     members = {name: value for name, value in orjson.loads(body).items() if name[0] != "_"}
     sent = Sent(None, target_rev, False, members, {}, None)
     if target.startswith(LOCAL):
-        rev = await call.services.entry.write_local(known, target, sent)
+        rev = await call.entry.write_local(known, target, sent)
         return _written(call, known, target, rev)
     return await _write(call, known, Prepared(target, sent, kept=kept), new_edits=True)
 
@@ -316,13 +314,13 @@ async def put_local(call: Call) -> Response:
     value = await call.json_object()
     rev = call.query.get("rev")
     sent = document.parse(value | {"_rev": rev} if rev else value)
-    return _written(call, known, doc_id, await call.services.entry.write_local(known, doc_id, sent))
+    return _written(call, known, doc_id, await call.entry.write_local(known, doc_id, sent))
 
 
 async def delete_local(call: Call) -> Response:
     """``DELETE /{db}/_local/{doc}``."""
     known, doc_id = call.database(), doc_id_of(call)
-    rev = await call.services.entry.delete_local(known, doc_id)
+    rev = await call.entry.delete_local(known, doc_id)
     return _written(call, known, doc_id, rev, 200)
 
 

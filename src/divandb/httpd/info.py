@@ -41,8 +41,10 @@ async def welcome(call: Call) -> Response:
     )
 
 
-async def up(_: Call) -> Response:
-    """``GET /_up``."""
+async def up(call: Call) -> Response:
+    """``GET /_up``: 404 until everything is here that a cluster has from the beginning."""
+    if not call.services.is_ready():
+        return respond.json({"status": "starting", "seeds": {}}, 404)
     return respond.json({"status": "ok", "seeds": {}})
 
 
@@ -57,7 +59,7 @@ async def uuids(call: Call) -> Response:
     most = call.services.limits.uuids_max
     if count > most:
         raise BadRequest(f"count parameter too large, at most {most}")
-    values = [call.services.entry.new_id() for _ in range(count)]
+    values = [call.entry.new_id() for _ in range(count)]
     headers = {"cache-control": "must-revalidate, no-cache", "pragma": "no-cache"}
     return respond.json({"uuids": values}, headers=headers)
 
@@ -208,10 +210,8 @@ async def put_setting(call: Call) -> Response:
         raise BadRequest("The secret must not be empty")
     old = call.services.settings.find(section, key)
     if section == ADMINS and passwords.parse_admin(value) is None:
-        value = await call.services.entry.admin_line(
-            value, call.services.authenticator.password_settings()
-        )
-    await call.services.entry.set_setting(f"{section}/{key}", value.encode())
+        value = await call.entry.admin_line(value, call.services.authenticator.password_settings())
+    await call.entry.set_setting(f"{section}/{key}", value.encode())
     return respond.json(old)
 
 
@@ -220,8 +220,8 @@ async def delete_setting(call: Call) -> Response:
     _check_node(call)
     section, key = call.path("section"), call.path("key")
     old = call.services.settings.get(section, key)
-    new = call.services.entry.new_id().encode() if (section, key) == SECRET else None
-    await call.services.entry.set_setting(f"{section}/{key}", new)
+    new = call.entry.new_id().encode() if (section, key) == SECRET else None
+    await call.entry.set_setting(f"{section}/{key}", new)
     return respond.json(old)
 
 

@@ -11,9 +11,12 @@ before the write) gets ``None`` here and goes the normal way, which gives the sa
 from collections.abc import Callable
 from typing import Any
 
+from starlette.types import Scope
+
 from divandb import document
 from divandb.auth import policy
 from divandb.catalog import Known
+from divandb.cluster.sessions import NOTHING, Session, Token
 from divandb.commands import Edit
 from divandb.entry import Prepared
 from divandb.errors import DivanError
@@ -40,14 +43,27 @@ class Lane:
         self._services = services
         self._find = services.catalog.find
         self._winner = services.replica.winner
+        self._standing = services.standing
+        self._contains = services.progress.contains
         self._known_header = services.authenticator.known_header
         self._no_headers: object = None
         self._heads: dict[int, bytes] = {}
 
     def read(
-        self, url: bytes, headers: Headers, address: str, common: Headers, *, body: bool
+        self,
+        url: bytes,
+        headers: Headers,
+        address: str,
+        common: Headers,
+        token: Token | None,
+        *,
+        body: bool,
     ) -> bytes | None:
-        """The whole answer to ``GET /{db}/{doc}`` (to HEAD without ``body``)."""
+        """The whole answer to ``GET /{db}/{doc}`` (to HEAD without ``body``); ``token`` says what
+        this connection wrote before.
+        """
+        if token is not None and not self._contains(token.vector):
+            return None
         target = self._target(url, headers, address)
         if target is None:
             return None
@@ -64,10 +80,12 @@ class Lane:
                 return None
             return (
                 self._head(304, common)
+                + self._standing.age_lines()
                 + b'cache-control: must-revalidate\r\netag: "%b"\r\n\r\n' % rev.encode()
             )
-        head = b'%b%betag: "%b"\r\ncontent-length: %d\r\n\r\n' % (
-            self._head(200, common), _JSON_TAIL, rev.encode(), len(data) + 1,
+        head = b'%b%b%betag: "%b"\r\ncontent-length: %d\r\n\r\n' % (
+            self._head(200, common), self._standing.age_lines(), _JSON_TAIL, rev.encode(),
+            len(data) + 1,
         )  # fmt: skip
         return b"%b%b\n" % (head, data) if body else head
 
@@ -91,6 +109,7 @@ class Lane:
         headers: Headers,
         address: str,
         body: bytes,
+        scope: Scope,
         done: Callable[[int, Headers, bytes], None],
     ) -> bool:
         """Begin to carry out ``PUT /{db}/{doc}``; ``done`` gets status, headers and body. False:
@@ -104,19 +123,31 @@ class Lane:
             prepared = self._prepared(doc_id, body)
             if prepared is None:
                 return False
-            entry = self._services.entry
+            session = self._session(scope)
+            entry = self._services.entry.within(session)
             edit = entry.edit_of(known, prepared)
 
             def finish(result: Any) -> None:
                 if isinstance(result, Exception) and not isinstance(result, DivanError):
                     self._services.log.fault("request failed", result, path=url.decode())
-                done(*_written(known, edit, result))
+                status, headers, body = _written(known, edit, result)
+                done(status, headers + self._said(scope, session), body)
 
             entry.begin_edit(known, prepared, edit, finish)
             return True
         except DivanError:
             # The normal way meets the same error, and knows how to say it.
             return False
+
+    def _session(self, scope: Scope) -> Session:
+        token = scope["divan.connection"].token
+        return Session(token or NOTHING, self._standing.usual_concern())
+
+    def _said(self, scope: Scope, session: Session) -> Headers:
+        standing = self._standing
+        standing.note(scope, session)
+        said = standing.age() + standing.said(session, wants_token=False)
+        return [(name.encode(), value.encode()) for name, value in said]
 
     def _prepared(self, doc_id: str, body: bytes) -> Prepared | None:
         document.check_id(doc_id)

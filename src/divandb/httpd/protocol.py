@@ -11,9 +11,11 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from divandb.cluster.sessions import Token
 from divandb.errors import BadRequest, Busy, DivanError, TooLarge
 from divandb.httpd import respond
 from divandb.httpd.lane import Lane, whole
+from divandb.httpd.peer_lane import PREFIX, Done, Handler, PeerLane
 
 REFUSED_S_MAX = 1.0
 """A connection too many is given this time to say what it wants, so that it can hear why not."""
@@ -24,9 +26,10 @@ class _HeadTooLarge(TooLarge):
 
 
 class _LaneWrite:
-    """Stands where uvicorn keeps the request under way, while the lane carries out a write."""
+    """Stands where uvicorn keeps the request under way, while a lane carries it out."""
 
-    def __init__(self) -> None:
+    def __init__(self, carry_out: Handler) -> None:
+        self.carry_out = carry_out
         self.body = bytearray()
         self.more_body = True
         self.response_complete = False
@@ -35,8 +38,10 @@ class _LaneWrite:
         self.message_event = asyncio.Event()
 
 
-def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]:
-    """A protocol class over this lane, with this bound on a request's head."""
+def protocol_class(
+    lane: Lane, peer_lane: PeerLane, header_bytes_max: int
+) -> type[HttpToolsProtocol]:
+    """A protocol class over these lanes, with this bound on a request's head."""
 
     class LaneProtocol(HttpToolsProtocol):
         """One connection."""
@@ -48,6 +53,8 @@ def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]
         untaken_bytes = 0
         running: Any = None
         refused = False
+        token: Token | None = None
+        """What was written over this connection."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
@@ -149,6 +156,7 @@ def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]
             self.in_head = True
             self.head_bytes = 0
             super().on_message_begin()
+            self.scope["divan.connection"] = self  # type: ignore[typeddict-unknown-key]
 
         def on_url(self, url: bytes) -> None:
             self.url += url
@@ -180,19 +188,31 @@ def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]
                 if method in (b"GET", b"HEAD") and self._read(method == b"GET"):
                     return
                 if method == b"PUT" and lane.takes_write(self.url, self.headers):
-                    self.cycle = _LaneWrite()  # type: ignore[assignment]
+                    self.cycle = _LaneWrite(self._put)  # type: ignore[assignment]
                     return
+                if method == b"POST" and self.url.startswith(PREFIX):
+                    handler = peer_lane.handler(self.url, self.headers)
+                    if handler is not None:
+                        self.cycle = _LaneWrite(handler)  # type: ignore[assignment]
+                        return
             super().on_headers_complete()
 
         def _read(self, body: bool) -> bool:
             common = self.server_state.default_headers
-            answer = lane.read(self.url, self.headers, self.address, common, body=body)
+            answer = lane.read(self.url, self.headers, self.address, common, self.token, body=body)
             if answer is None:
                 return False
             self.laned = True
             self.transport.write(answer)
             self.server_state.total_requests += 1
             return True
+
+        def on_body(self, body: bytes) -> None:
+            if isinstance(self.cycle, _LaneWrite):
+                # Bounded by the lanes: they look at the announced length.
+                self.cycle.body += body
+            elif not self.laned:
+                super().on_body(body)
 
         def on_message_complete(self) -> None:
             if self.laned:
@@ -218,10 +238,14 @@ def protocol_class(lane: Lane, header_bytes_max: int) -> type[HttpToolsProtocol]
                 else:  # the server stops
                     self.transport.close()
 
-            if not lane.write(self.url, self.headers, self.address, body, done):
+            if not cycle.carry_out(body, done):
                 self.cycle = None  # type: ignore[assignment]
                 super().on_headers_complete()
                 super().on_body(body)
                 super().on_message_complete()
+
+        def _put(self, body: bytes, done: Done) -> bool:
+            scope: Any = self.scope
+            return lane.write(self.url, self.headers, self.address, body, scope, done)
 
     return LaneProtocol

@@ -45,7 +45,7 @@ async def read_related(call: Call) -> tuple[dict[str, Any], dict[str, Received]]
     services = call.services
     boundary = multipart.boundary_of(call.headers.get("content-type", ""))
     parser = MultipartParser(boundary, parts_max=services.limits.attachments_max + 1)
-    reader = _Reader(services.entry, services.limits)
+    reader = _Reader(call.entry, services.limits)
     try:
         async for data in call.stream():
             for event in parser.feed(data):

@@ -2,16 +2,23 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from divandb.catalog import Catalog
 from divandb.clock import Clock, Rng
+from divandb.cluster.peers import Peers
+from divandb.cluster.progress import Progress
+from divandb.cluster.snapshots import Shelf
+from divandb.commands import Job
 from divandb.config import Config, Limits
 from divandb.entry import Entry
 from divandb.httpd.authenticator import Authenticator
+from divandb.httpd.forward import Forwarder
+from divandb.httpd.standing import Standing
 from divandb.replica import Replica
 from divandb.settings import Settings
 from divandb.telemetry import Log
+from divandb.vector import Vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,5 +43,18 @@ class Services:
     """Is it being compacted?"""
     tasks: Callable[[], list[dict[str, object]]]
     """Background work under way, as `_active_tasks` shows it."""
+    progress: Progress
+    peers: Peers
+    standing: Standing
+    snapshots: Shelf
+    forwarder: Forwarder
+    give: Callable[[Vector], AsyncIterator[bytes]]
+    """What lies beyond a vector, in frames; raises ``Busy``."""
+    carry_out: Callable[[Job], None] | None
+    """A master's desk: takes forwarded writes; ``None`` at a replica."""
+    condition: Callable[[], dict[str, object]]
+    """What `divandb status` shows of this node."""
+    is_ready: Callable[[], bool]
+    """Is everything here that a cluster has from the beginning?"""
     numbers: Callable[[], dict[str, float]]
     """The process's numbers by name, with the unit in the name."""

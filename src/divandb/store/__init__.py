@@ -7,11 +7,13 @@ outbox          this node's writes as Write Events
 arrivals        other nodes' writes, into the file
 positions       how far boards were read
 catchup         what lies beyond a vector
+snapshot        a copy of the file for another node
 writer          the one thread that writes, and the group commit
 documents       reading documents and bodies
 changes         reading changes by place, marks, portable cursors' places
 listing         documents by id: the rows of `_all_docs`
 databases       names, generations, counters
+digests         one number over all that a database holds
 registers       last-writer-wins values: `_security`, `_local` documents, settings
 blobs           attachments by name, in chunks
 chores          what the upkeep does next

@@ -5,6 +5,7 @@ known; what is never sealed, or never referred to, the upkeep collects.
 """
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -13,6 +14,10 @@ from divandb.event import CHUNK_BYTES, Chunk
 from divandb.store.file import Connection
 
 CHUNK_BITS = 24
+SUM_CHUNKS_MAX = 16
+"""Chunks that are read again with each one that comes, to make up for a sum that was forgotten."""
+SUMS_MAX = 256
+"""Blobs on their way here whose sums are remembered."""
 
 _USAGE = """
 SELECT num, name, touched_ms, EXISTS (SELECT 1 FROM blob_use WHERE blob = name)
@@ -35,9 +40,33 @@ def open_blob(connection: Connection, now_ms: int) -> int:
     return connection.last_insert_rowid()
 
 
+def receive(connection: Connection, upload: bytes, now_ms: int) -> int:
+    """Begin to receive a client's blob, which goes by ``upload`` until it is sealed; its number."""
+    num = open_blob(connection, now_ms)
+    connection.execute("UPDATE blob SET upload = ? WHERE num = ?", (upload, num))
+    return num
+
+
+def receiving(connection: Connection, upload: bytes) -> int | None:
+    """The number of the blob that is being received as ``upload``."""
+    row: Any = connection.execute("SELECT num FROM blob WHERE upload = ?", (upload,)).fetchone()
+    return row[0] if row else None
+
+
 def put_chunk(connection: Connection, num: int, index: int, data: bytes) -> None:
-    """Store one chunk; all but the last are ``CHUNK_BYTES`` long."""
-    connection.execute("INSERT INTO blob_chunk VALUES (?, ?)", (num << CHUNK_BITS | index, data))
+    """Store one chunk, once; all but the last are ``CHUNK_BYTES`` long."""
+    place = num << CHUNK_BITS | index
+    connection.execute("INSERT OR IGNORE INTO blob_chunk VALUES (?, ?)", (place, data))
+
+
+def count_chunks(connection: Connection, num: int) -> int:
+    """How many chunks of it are here."""
+    low, high = num << CHUNK_BITS, (num + 1) << CHUNK_BITS
+    row: Any = connection.execute(
+        "SELECT count(*) FROM blob_chunk WHERE place >= ? AND place < ?", (low, high)
+    ).fetchone()
+    count: int = row[0]
+    return count
 
 
 def seal(connection: Connection, num: int, name: bytes, length: int, now_ms: int) -> None:
@@ -46,30 +75,94 @@ def seal(connection: Connection, num: int, name: bytes, length: int, now_ms: int
         discard(connection, num)
         return
     connection.execute(
-        "UPDATE blob SET name = ?, length = ?, touched_ms = ? WHERE num = ?",
+        "UPDATE blob SET name = ?, length = ?, touched_ms = ?, upload = NULL WHERE num = ?",
         (name, length, now_ms, num),
     )
 
 
-def take_chunk(
-    connection: Connection, name: bytes, index: int, length: int, data: bytes, now_ms: int
-) -> None:
-    """Store a chunk of another node's blob, in any order and twice; the last to come seals it."""
-    if touch(connection, name, now_ms):
-        return
-    row: Any = connection.execute("SELECT num FROM blob WHERE arriving = ?", (name,)).fetchone()
-    num: int = row[0] if row else open_blob(connection, now_ms)
-    if row is None:
-        connection.execute("UPDATE blob SET arriving = ? WHERE num = ?", (name, num))
-    place = num << CHUNK_BITS
-    connection.execute("INSERT OR IGNORE INTO blob_chunk VALUES (?, ?)", (place | index, data))
-    held: Any = connection.execute(
-        "SELECT count(*) FROM blob_chunk WHERE place >= ? AND place < ?",
-        (place, (num + 1) << CHUNK_BITS),
-    ).fetchone()
-    if held[0] == max(-(-length // CHUNK_BYTES), 1):
-        connection.execute("UPDATE blob SET arriving = NULL WHERE num = ?", (num,))
-        seal(connection, num, name, length, now_ms)
+class Sums:
+    """SHA-256 of blobs on their way here, each as far as its chunks lie without a gap.
+
+    Kept in memory alone: what is forgotten is read again.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[int, Any]] = {}
+
+    def count(self, num: int) -> int:
+        """How many chunks are in the sum."""
+        return self._sums[num][0] if num in self._sums else 0
+
+    def advance(self, connection: Connection, num: int, upto: int) -> int:
+        """Add the next chunks, up to that number of them; how many are in it then."""
+        count, sha = self._sums.pop(num, (0, None))
+        sha = sha or sha256()
+        while count < upto:
+            row: Any = connection.execute(
+                "SELECT data FROM blob_chunk WHERE place = ?", (num << CHUNK_BITS | count,)
+            ).fetchone()
+            if row is None:
+                break
+            sha.update(row[0])
+            count += 1
+        while len(self._sums) >= SUMS_MAX:
+            self._sums.pop(next(iter(self._sums)))
+        self._sums[num] = (count, sha)
+        return count
+
+    def finish(self, connection: Connection, num: int, chunks: int) -> bytes:
+        """The sum over all chunks, which must be there; it is forgotten."""
+        self.advance(connection, num, chunks)
+        digest: bytes = self._sums.pop(num)[1].digest()
+        return digest
+
+
+def take_chunk(connection: Connection, sums: Sums, chunk: Chunk, now_ms: int) -> bool:
+    """Store a chunk of another node's blob, in any order and twice; the last to come seals it.
+
+    ``False``: it made the blob whole, and that is not what its name says: all of it is forgotten,
+    so that a good copy can come. Chunks that name different lengths are of different copies.
+
+    The sum is taken as the chunks come, 0.2 ms each. Only what came before the first chunk, or
+    before a restart, has to be read again, ``SUM_CHUNKS_MAX`` with each chunk that comes, and what
+    is still left when the last is there (1 ms a MiB) at once: a blob without a name would wait for
+    an event that may not come.
+    """
+    if touch(connection, chunk.blob, now_ms):
+        return True
+    num = _copy_of(connection, chunk, now_ms)
+    put_chunk(connection, num, chunk.index, chunk.data)
+    chunks = max(-(-chunk.length // CHUNK_BYTES), 1)
+    summed = sums.advance(connection, num, min(sums.count(num) + SUM_CHUNKS_MAX, chunks))
+    if summed < chunks and not _is_whole(connection, num, summed, chunks):
+        return True
+    if sums.finish(connection, num, chunks) != chunk.blob:
+        give_up(connection, num)
+        return False
+    connection.execute("UPDATE blob SET arriving = NULL WHERE num = ?", (num,))
+    seal(connection, num, chunk.blob, chunk.length, now_ms)
+    return True
+
+
+def _copy_of(connection: Connection, chunk: Chunk, now_ms: int) -> int:
+    """The number of the blob that the chunk is a piece of; it is made if this is the first."""
+    copy = chunk.blob + chunk.length.to_bytes(8, "big")
+    row: Any = connection.execute("SELECT num FROM blob WHERE arriving = ?", (copy,)).fetchone()
+    if row:
+        found: int = row[0]
+        return found
+    num = open_blob(connection, now_ms)
+    connection.execute("UPDATE blob SET arriving = ? WHERE num = ?", (copy, num))
+    return num
+
+
+def _is_whole(connection: Connection, num: int, summed: int, chunks: int) -> bool:
+    """Is nothing missing of what lies behind the sum? The next one decides, nearly always."""
+    place = num << CHUNK_BITS | summed
+    following = "SELECT 1 FROM blob_chunk WHERE place = ?"
+    if not connection.execute(following, (place,)).fetchall():
+        return False
+    return count_chunks(connection, num) == chunks
 
 
 def discard(connection: Connection, num: int) -> None:
@@ -100,7 +193,8 @@ def give_up(connection: Connection, num: int) -> None:
     """Nobody is to find the blob any more; were its chunks not discarded, the next start would do
     it.
     """
-    connection.execute("UPDATE blob SET name = NULL, arriving = NULL WHERE num = ?", (num,))
+    sql = "UPDATE blob SET name = NULL, arriving = NULL, upload = NULL WHERE num = ?"
+    connection.execute(sql, (num,))
 
 
 def usage(connection: Connection, after: int, limit: int) -> list[Usage]:

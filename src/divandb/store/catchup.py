@@ -13,7 +13,15 @@ import msgspec
 
 from divandb import event as events
 from divandb.cursor import Cursor
-from divandb.event import Creation, DocumentState, Event, Payload, RegisterValue
+from divandb.event import (
+    Creation,
+    DocumentState,
+    Event,
+    Number,
+    Origin,
+    Payload,
+    RegisterValue,
+)
 from divandb.store import arrivals, blobs, changes, databases, documents
 from divandb.store.databases import Database
 from divandb.store.file import Connection
@@ -21,13 +29,13 @@ from divandb.store.ledger import Ledger
 from divandb.vector import Vector, covers
 
 ROWS_A_READ = 256
-Slots = dict[int, str]
+Slots = dict[Origin, str]
 
 
 class End(msgspec.Struct, frozen=True):
     """The last of an answer: what its reader contains now, and whose origins those are."""
 
-    vector: dict[int, int]
+    vector: dict[Origin, Number]
     slots: Slots
 
 
@@ -42,18 +50,20 @@ def beyond(connection: Connection, vector: Vector) -> Iterator[bytes | End]:
         for database in databases.load_all(connection):
             yield from _database(connection, database, vector)
         yield from _registers(connection, databases.load_all(connection), end.vector)
-        held: Any = connection.execute("SELECT event FROM waiting ORDER BY n").fetchall()
+        held: Any = connection.execute("SELECT event FROM waiting ORDER BY db, key").fetchall()
         for (waiting,) in held:
             # Completes nothing here: ``End`` does.
             yield events.encode(msgspec.structs.replace(events.decode(waiting), after=0, mark=0))
         yield end
 
 
-def finish(ledger: Ledger, end: End, now_ms: int) -> None:
+def finish(ledger: Ledger, end: End) -> None:
     """All of an answer was taken: the vector may say so, and what waited for that may show."""
     for origin, contained in end.vector.items():
-        ledger.cover(origin, end.slots[origin], 0, contained)
-    arrivals.release_waiting(ledger, now_ms)
+        if origin != ledger.origin:
+            slot = end.slots.get(origin, "")
+            ledger.cover(origin, slot if events.is_slot(slot) else "", 0, contained)
+    arrivals.release_waiting(ledger)
     ledger.mark_touched()
 
 

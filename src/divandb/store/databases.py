@@ -6,6 +6,8 @@ from divandb.store.file import Connection
 
 PLACE_BITS = 40
 SEQ_MASK = (1 << PLACE_BITS) - 1
+EMPTY_DIGEST = bytes(16)
+"""The digest of a generation that holds nothing, or is dropped."""
 
 
 class Database(msgspec.Struct):
@@ -17,6 +19,7 @@ class Database(msgspec.Struct):
     dropped: bool
     freed: bool
     created_ms: int
+    """0 until the event of its creation has come: documents' events may come first."""
     seq: int
     mark_seq: int
     purge_seq: int
@@ -25,6 +28,12 @@ class Database(msgspec.Struct):
     body_bytes: int
     old_bytes: int
     options: str
+    digest: bytes = EMPTY_DIGEST
+
+    @property
+    def creation(self) -> tuple[bool, int, str]:
+        """What decides between two creations of one generation: the lesser is taken everywhere."""
+        return creation_order(self.created_ms, self.options)
 
     @property
     def place(self) -> int:
@@ -37,10 +46,15 @@ class Database(msgspec.Struct):
         return (self.num + 1) << PLACE_BITS
 
 
+def creation_order(created_ms: int, options: str) -> tuple[bool, int, str]:
+    """A known creation is less than an unknown one, an earlier one less than a later."""
+    return (created_ms == 0, created_ms, options)
+
+
 _COLUMNS = ", ".join(Database.__struct_fields__)
 _UPDATE = """
-UPDATE database SET dropped = ?, freed = ?, seq = ?, mark_seq = ?, purge_seq = ?, docs = ?,
-    tombstones = ?, body_bytes = ?, old_bytes = ?, options = ? WHERE num = ?
+UPDATE database SET dropped = ?, freed = ?, created_ms = ?, seq = ?, mark_seq = ?, purge_seq = ?,
+    docs = ?, tombstones = ?, body_bytes = ?, old_bytes = ?, options = ?, digest = ? WHERE num = ?
 """
 
 
@@ -79,6 +93,7 @@ def update(connection: Connection, database: Database) -> None:
         (
             d.dropped,
             d.freed,
+            d.created_ms,
             d.seq,
             d.mark_seq,
             d.purge_seq,
@@ -87,6 +102,7 @@ def update(connection: Connection, database: Database) -> None:
             d.body_bytes,
             d.old_bytes,
             d.options,
+            d.digest,
             d.num,
         ),
     )

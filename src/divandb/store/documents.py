@@ -11,7 +11,7 @@ from divandb.clock import stamp_ms
 from divandb.event import DocumentState
 from divandb.merge import NOTHING, Document
 from divandb.revtree import Attachment, Leaf
-from divandb.store import blobs
+from divandb.store import blobs, digests
 from divandb.store.databases import Database
 from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
@@ -35,6 +35,7 @@ _DELETE = "DELETE FROM doc WHERE place = ?"
 _BODY = "SELECT body, attachments, deleted FROM body WHERE db = ? AND id = ? AND rev = ?"
 _BODY_OF_LEAF = "SELECT body FROM body WHERE db = ? AND id = ? AND rev = ? AND digest = ?"
 _KEEP_BODY = "INSERT OR IGNORE INTO body VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_KEEP_OLD_BODY = f"{_KEEP_BODY} RETURNING length(body)"
 _DROP_BODY = """
 DELETE FROM body WHERE db = ? AND id = ? AND rev = ? AND digest = ?
 RETURNING leaf, length(body)
@@ -158,34 +159,64 @@ def existing(connection: Connection, num: int, doc_ids: list[str]) -> set[str]:
 
 
 class Births:
-    """Documents that were not there before: their rows are put together and stored in one go."""
+    """Documents that were not there before, or in which one leaf simply follows one leaf: their
+    rows are put together and stored in one go.
+    """
 
     def __init__(self, ledger: Ledger, database: Database) -> None:
         self._ledger = ledger
         self._database = database
         self._rows: list[tuple[int, int, str, int, str, bytes, bytes]] = []
+        self._gone: list[tuple[int]] = []
+        self._old: list[tuple[int, str, str, bytes, bool, bool, bytes, bytes | None]] = []
+        self._digest = 0
 
     def add(self, doc_id: str, leaf: Leaf, body: bytes) -> None:
         """A new document of one leaf."""
-        database = self._database
         ((origin, oseq),) = leaf.dots
+        self._put(doc_id, Document((leaf,), {origin: oseq}), leaf, body)
+
+    def follow(self, row: Row, document: Document, body: bytes) -> None:
+        """A new state of one leaf in the place of a row of one leaf, of another revision."""
+        (before,), (after,) = row.document.leaves, document.leaves
+        attachments = _encode(before.attachments) if before.attachments else None
+        key = (self._database.num, row.id, before.rev, before.digest)
+        self._gone.append((row.place,))
+        self._old.append((*key, False, before.deleted, row.body, attachments))
+        _count(self._database, row, -1)
+        self._digest ^= digests.of_document(row.id, (before,))
+        self._put(row.id, document, after, body)
+
+    def _put(self, doc_id: str, document: Document, leaf: Leaf, body: bytes) -> None:
+        database = self._database
         place = self._ledger.next_place(database)
-        tree = _encode(Document((leaf,), {origin: oseq}))
         flags = DELETED if leaf.deleted else 0
+        tree = _encode(document)
         self._rows.append((place, database.num, doc_id, flags, leaf.rev, body, tree))
         if leaf.deleted:
             database.tombstones += 1
         else:
             database.docs += 1
         database.body_bytes += len(body)
+        self._digest ^= digests.of_document(doc_id, (leaf,))
         if leaf.attachments:
             use_blobs(self._ledger, database.num, doc_id, leaf)
 
     def flush(self) -> None:
         """Store what was added."""
         if self._rows:
-            self._ledger.connection.executemany(_INSERT, self._rows)
+            connection, database = self._ledger.connection, self._database
+            if self._gone:
+                connection.executemany(_DELETE, self._gone)
+                kept: Any = connection.executemany(_KEEP_OLD_BODY, self._old)
+                # One that had been cut from the tree may have come again: it is counted already.
+                database.old_bytes += sum(length for (length,) in kept)
+                self._gone.clear()
+                self._old.clear()
+            connection.executemany(_INSERT, self._rows)
             self._rows.clear()
+            database.digest = digests.combined(database.digest, self._digest)
+            self._digest = 0
 
 
 def store(
@@ -208,12 +239,15 @@ def store(
     if row.place:
         ledger.connection.execute(_DELETE, (row.place,))
     _count(database, row, -1)
+    before = digests.of_document(row.id, row.document.leaves)
     row.place = ledger.next_place(database)
     row.document = document
     row.body = body
     row.rev = winner.rev if winner else ""
     row.flags = _flags(shown)
     _count(database, row, +1)
+    after = digests.of_document(row.id, document.leaves)
+    database.digest = digests.combined(database.digest, before, after)
     ledger.connection.execute(
         _INSERT, (row.place, database.num, row.id, row.flags, row.rev, row.body, _encode(document))
     )

@@ -112,23 +112,26 @@ def set_meta(connection: Connection, key: str, value: Any) -> None:
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
 
-def take_identity(connection: Connection, rng: Rng) -> Identity:
+def take_identity(connection: Connection, rng: Rng, cluster: str = "") -> Identity:
     """The file's identity for this run; marks the file as in use until ``release``.
 
-    Raises ``FileError`` when the disk refuses that.
+    ``cluster`` is that of a file that has none yet; empty: one is chosen. Raises ``FileError`` when
+    the disk refuses that, or the file belongs to another cluster.
     """
     try:
-        return _taken(connection, rng)
+        return _taken(connection, rng, cluster)
     except apsw.Error as fault:
         raise FileError(f"{connection.filename}: {fault}") from fault
 
 
-def _taken(connection: Connection, rng: Rng) -> Identity:
+def _taken(connection: Connection, rng: Rng, given: str) -> Identity:
     with connection:
         cluster = get_meta(connection, "cluster")
         if cluster is None:
-            cluster = rng.token(16).hex()
+            cluster = given or rng.token(16).hex()
             set_meta(connection, "cluster", cluster)
+        elif given and cluster != given:
+            raise FileError(f"{connection.filename} belongs to another cluster, {cluster}")
         clean = get_meta(connection, "clean") == 1
         numbering = get_meta(connection, "numbering")
         if numbering is None or not clean:

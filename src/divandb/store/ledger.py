@@ -13,7 +13,8 @@ import msgspec
 
 from divandb.clock import HybridClock, Rng
 from divandb.store import databases
-from divandb.store.databases import Database
+from divandb.store.blobs import Sums
+from divandb.store.databases import EMPTY_DIGEST, Database
 from divandb.store.file import Connection
 from divandb.vector import Dot, Origin, Vector, covers
 
@@ -38,11 +39,24 @@ class Changes(msgspec.Struct):
     """(db, kind, key) of each register set."""
     databases: set[int]
     """Numbers of the databases that were created or dropped."""
+    vector: Vector | None = None
+    """What the file contains since, if that has changed."""
 
 
 def no_changes() -> Changes:
     """A fresh, empty ``Changes``."""
     return Changes(set(), set(), set())
+
+
+class Alarms(msgspec.Struct):
+    """What an operator should look at, since the start. Set on the writer's thread, read on any."""
+
+    hlc_drift_ms_max: int = 0
+    """The farthest that another node's stamp was ahead of this node's clock, if too far."""
+    hlc_drift_events: int = 0
+    """Events with such a stamp."""
+    damaged_blobs: int = 0
+    """Attachments, or pieces of them, that were not what their name says, and were dropped."""
 
 
 class Ledger:
@@ -54,6 +68,7 @@ class Ledger:
         self._hlc = hlc
         self._rng = rng
         self.origin: Origin | None = None
+        self.alarms = Alarms()
         self.after_commit: list[Callable[[], object]] = []
         """What to call once the transaction under way is durable; forgotten when it is undone.
 
@@ -74,7 +89,12 @@ class Ledger:
         self._moved: set[Origin] = set()
         self.after_commit.clear()
         self._outbox: list[tuple[int, int, int, int, str, int]] = []
+        ahead: Any = self.connection.execute("SELECT DISTINCT origin FROM ahead")
+        self._ahead: set[Origin] = {origin for (origin,) in ahead}
+        # What the file may have lost again is read again when it is needed.
+        self.sums = Sums()
         self._begun = 0
+        self._wrote = False
         for _, _, _, stamp in rows:
             self._hlc.seen(stamp)
         if self.origin is not None and self.origin not in self.vector:
@@ -96,8 +116,11 @@ class Ledger:
                 (self.vector[origin], self.reached[origin], origin),
             )
         self.connection.execute("COMMIT")
+        if self._moved or self._wrote:
+            self.changes.vector = dict(self.vector)
         self._touched.clear()
         self._moved.clear()
+        self._wrote = False
         changes, self.changes = self.changes, no_changes()
         calls, self.after_commit = self.after_commit, []
         for call in calls:
@@ -124,6 +147,7 @@ class Ledger:
         oseq = self.vector[origin] + 1
         self.vector[origin] = self.reached[origin] = oseq
         self._outbox.append((origin, oseq, kind, db, key, stamp or self._begun))
+        self._wrote = True
         return (origin, oseq)
 
     def _open_origin(self) -> Origin:
@@ -164,6 +188,7 @@ class Ledger:
                 " ON CONFLICT DO UPDATE SET upto = max(upto, excluded.upto)",
                 (origin, after, upto),
             )
+            self._ahead.add(origin)
             return
         self.vector[origin] = self._joined(origin, upto)
         self.reached[origin] = max(self.reached[origin], self.vector[origin])
@@ -172,8 +197,8 @@ class Ledger:
     def reach(self, context: Vector) -> None:
         """Take note that a document holds these writes, be they ahead of the vector or not."""
         for origin, oseq in context.items():
-            self._known(origin, "")
-            if self.reached[origin] < oseq:
+            if self.reached.get(origin, -1) < oseq:
+                self._known(origin, "")
                 self.reached[origin] = oseq
                 self._moved.add(origin)
 
@@ -188,17 +213,40 @@ class Ledger:
 
     def _joined(self, origin: Origin, upto: int) -> int:
         """``upto``, moved on by what was kept aside and now joins it."""
+        if origin not in self._ahead:
+            return upto
         rows: Any = self.connection.execute(
             "SELECT after, upto FROM ahead WHERE origin = ? ORDER BY after", (origin,)
         ).fetchall()
         for after, end in rows:
             if after > upto:
-                break
+                return upto
             upto = max(upto, end)
             self.connection.execute(
                 "DELETE FROM ahead WHERE origin = ? AND after = ?", (origin, after)
             )
+        self._ahead.discard(origin)
         return upto
+
+    def slots(self) -> dict[Origin, str]:
+        """Whose the origins are, as far as it is known."""
+        rows: Any = self.connection.execute("SELECT origin, slot FROM origin WHERE slot != ''")
+        return dict(rows.fetchall())
+
+    @property
+    def has_gap(self) -> bool:
+        """Was anything applied ahead of the vector? May be asked on any thread."""
+        return bool(self._ahead)
+
+    @property
+    def newest(self) -> Dot | None:
+        """The last dot of this run's origin."""
+        return (self.origin, self.vector[self.origin]) if self.origin is not None else None
+
+    @property
+    def moved(self) -> set[Origin]:
+        """Others' origins of which the transaction under way brought more."""
+        return self._moved
 
     def touch(self, database: Database) -> None:
         """Have the database's counters written with the commit."""
@@ -261,9 +309,17 @@ class Ledger:
         self.changes.databases.add(database.num)
         return database
 
+    def learn_creation(self, database: Database, created_ms: int, options: str) -> None:
+        """Another creation of this generation: of two, all nodes take the same one."""
+        if databases.creation_order(created_ms, options) < database.creation:
+            database.created_ms, database.options = created_ms, options
+            self.touch(database)
+            self.changes.databases.add(database.num)
+
     def drop_database(self, database: Database) -> None:
         """Mark a generation dropped; its rows are freed by the upkeep."""
         database.dropped = True
+        database.digest = EMPTY_DIGEST
         self.touch(database)
         self.changes.databases.add(database.num)
 

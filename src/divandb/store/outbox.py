@@ -28,6 +28,7 @@ _KINDS = {
     Kind.CREATED: events.CREATED,
     Kind.DROPPED: events.DROPPED,
 }
+_FREED = (Kind.DOCUMENT, Kind.REGISTER)
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -43,15 +44,28 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     stamp: int
 
 
+class Attached(msgspec.Struct, frozen=True):
+    """An attachment that goes ahead of its document: too large to be held whole."""
+
+    row: Row
+    after: int
+    blob: bytes
+
+
 class Page(msgspec.Struct, frozen=True):
     """Encoded events, and the last outbox row that they complete; no events: nothing to send."""
 
-    messages: list[bytes]
+    messages: list[bytes | Attached]
     upto: int
+    origin: int = 0
+    oseq: int = 0
+    """The write of that row."""
 
 
-def page(connection: Connection, after: int, rows_max: int) -> Page:
-    """The events of the next rows behind ``after``, read in one snapshot."""
+def page(connection: Connection, after: int, rows_max: int, bytes_max: int = 2**63) -> Page:
+    """The events of the next rows behind ``after``, read in one snapshot: those of one row at
+    least, and no more once they have ``bytes_max`` bytes.
+    """
     with connection:
         rows = [_row(row) for row in connection.execute(_ROWS, (after, rows_max))]
         if not rows:
@@ -59,12 +73,28 @@ def page(connection: Connection, after: int, rows_max: int) -> Page:
         # One origin a page: marks are of one origin.
         rows = [row for row in rows if row.origin == rows[0].origin]
         seen = changes.vector(connection)
-        messages: list[bytes] = []
-        after = rows[0].oseq - 1
-        for row, mark in _sent(rows):
-            messages += _encoded(connection, row, after, mark, seen)
-            after = mark
-    return Page(messages, rows[-1].n)
+        messages: list[bytes | Attached] = []
+        mark, size, last = rows[0].oseq - 1, 0, rows[0]
+        for last in _sent(rows):
+            made = list(_encoded(connection, last, mark, seen))
+            messages += made
+            mark = last.oseq
+            size += sum(len(one) for one in made if isinstance(one, bytes))
+            if size >= bytes_max:
+                break
+    return Page(messages, last.n, last.origin, last.oseq)
+
+
+def unpublished(connection: Connection) -> dict[int, int]:
+    """origin → the last write of it that is on the board, for origins that have more to publish."""
+    rows: Any = connection.execute("SELECT origin, min(oseq) - 1 FROM outbox GROUP BY origin")
+    return dict(rows.fetchall())
+
+
+def chunks(connection: Connection, attached: Attached) -> Iterator[bytes]:
+    """An attachment as events, a chunk each; every one is a read of its own."""
+    for chunk in blobs.chunks(connection, attached.blob):
+        yield _event(attached.row, attached.after, attached.after, events.BLOB, None, chunk)
 
 
 def _row(row: Any) -> Row:
@@ -76,8 +106,8 @@ def trim(connection: Connection, upto: int) -> None:
     connection.execute("DELETE FROM outbox WHERE n <= ?", (upto,))
 
 
-def _sent(rows: list[Row]) -> Iterator[tuple[Row, int]]:
-    """The rows to send, each with the mark that it completes.
+def _sent(rows: list[Row]) -> Iterator[Row]:
+    """The rows to send; the message of each completes all up to it.
 
     Of rows about one document that stand next to each other only the last is sent. Others are not
     left out, though a later state holds their writes too: a message may vouch only for writes that
@@ -85,7 +115,7 @@ def _sent(rows: list[Row]) -> Iterator[tuple[Row, int]]:
     """
     for row, following in zip_longest(rows, rows[1:]):
         if following is None or _about(row) != _about(following):
-            yield row, row.oseq
+            yield row
 
 
 def _about(row: Row) -> tuple[int, int, str]:
@@ -93,16 +123,20 @@ def _about(row: Row) -> tuple[int, int, str]:
 
 
 def _encoded(
-    connection: Connection, row: Row, after: int, mark: int, seen: Vector
-) -> Iterator[bytes]:
+    connection: Connection, row: Row, after: int, seen: Vector
+) -> Iterator[bytes | Attached]:
     database = databases.load(connection, row.db) if row.db else None
     payload: Payload = None
+    if database is not None and database.dropped and row.kind in _FREED:
+        # What it wrote may be freed by now: what there is to know of that is the drop.
+        yield _event(row, after, row.oseq, events.DROPPED, database, None)
+        return
     if row.kind == Kind.DOCUMENT:
         state = documents.read_state(connection, row.db, row.key)
         payload = state
         for leaf in state.document.leaves:
             for att in leaf.attachments:
-                yield from _chunks(connection, row, after, att.blob)
+                yield Attached(row, after, att.blob)
     elif row.kind == Kind.REGISTER:
         kind, _, key = row.key.partition("/")
         held = registers.read(connection, row.db, kind, key)
@@ -112,7 +146,7 @@ def _encoded(
         )
     elif row.kind == Kind.CREATED and database is not None:
         payload = Creation(database.options, database.created_ms)
-    yield _event(row, after, mark, _KINDS[Kind(row.kind)], database, payload)
+    yield _event(row, after, row.oseq, _KINDS[Kind(row.kind)], database, payload)
 
 
 def _event(
@@ -130,8 +164,3 @@ def _event(
             name, generation, events.pack(payload),
         )
     )  # fmt: skip
-
-
-def _chunks(connection: Connection, row: Row, after: int, blob: bytes) -> Iterator[bytes]:
-    for chunk in blobs.chunks(connection, blob):
-        yield _event(row, after, after, events.BLOB, None, chunk)

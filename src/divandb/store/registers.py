@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from divandb.store import digests
 from divandb.store.databases import Database
 from divandb.store.file import Connection
 from divandb.store.ledger import Kind, Ledger
@@ -63,12 +64,9 @@ def write(
     if before is not None and stamp <= before.stamp:
         stamp = ledger.stamp(before.stamp)
     origin, oseq = ledger.next_dot(Kind.REGISTER, num, f"{kind}/{key}", stamp)
-    ledger.connection.execute(
-        "INSERT OR REPLACE INTO register VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (num, kind, key, new, stamp, origin, oseq),
-    )
-    ledger.changes.registers.add((num, kind, key))
-    return Register(new, stamp, origin, oseq)
+    register = Register(new, stamp, origin, oseq)
+    _store(ledger, database, kind, key, before, register)
+    return register
 
 
 def take(ledger: Ledger, database: Database | None, kind: str, key: str, arrived: Register) -> bool:
@@ -77,13 +75,30 @@ def take(ledger: Ledger, database: Database | None, kind: str, key: str, arrived
     before = read(ledger.connection, num, kind, key)
     if before is not None and _order(before) >= _order(arrived):
         return False
+    _store(ledger, database, kind, key, before, arrived)
+    ledger.seen(arrived.stamp)
+    return True
+
+
+def _store(
+    ledger: Ledger,
+    database: Database | None,
+    kind: str,
+    key: str,
+    before: Register | None,
+    new: Register,
+) -> None:
+    num = database.num if database else NODE
     ledger.connection.execute(
         "INSERT OR REPLACE INTO register VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (num, kind, key, arrived.value, arrived.stamp, arrived.origin, arrived.oseq),
+        (num, kind, key, new.value, new.stamp, new.origin, new.oseq),
     )
-    ledger.seen(arrived.stamp)
     ledger.changes.registers.add((num, kind, key))
-    return True
+    if database is not None:
+        gone = digests.of_register(kind, key, before.value, before.stamp) if before else 0
+        put = digests.of_register(kind, key, new.value, new.stamp)
+        database.digest = digests.combined(database.digest, gone, put)
+        ledger.touch(database)
 
 
 def _order(register: Register) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ CREATE TABLE origin (
 );
 
 -- One row a database and generation; the highest generation of a name is its register. Rows of a dropped
--- generation stay until `freed`.
+-- generation stay until `freed`. `digest` is over all documents and registers (digests.py).
 CREATE TABLE database (
     num        INTEGER PRIMARY KEY,
     name       TEXT NOT NULL,
@@ -32,7 +32,8 @@ CREATE TABLE database (
     tombstones INTEGER NOT NULL DEFAULT 0,
     body_bytes INTEGER NOT NULL DEFAULT 0,
     old_bytes  INTEGER NOT NULL DEFAULT 0,
-    options    TEXT NOT NULL DEFAULT '{}'
+    options    TEXT NOT NULL DEFAULT '{}',
+    digest     BLOB NOT NULL
 );
 CREATE UNIQUE INDEX database_by_name ON database (name, generation);
 
@@ -99,7 +100,8 @@ CREATE TABLE register (
 CREATE TABLE blob (
     num        INTEGER PRIMARY KEY AUTOINCREMENT,
     name       BLOB UNIQUE,
-    arriving   BLOB UNIQUE, -- the name of one that comes in chunks from another node
+    arriving   BLOB UNIQUE, -- one that comes in chunks from another node: its name, and its length in 8 bytes
+    upload     BLOB UNIQUE, -- what one that a client sends goes by until then
     length     INTEGER NOT NULL,
     touched_ms INTEGER NOT NULL
 );
@@ -132,12 +134,17 @@ CREATE TABLE hole (
     event  BLOB NOT NULL UNIQUE
 );
 
--- `_local` documents of others that vouch for writes which are not here yet.
+-- `_local` documents of others that vouch for writes which are not here yet: the latest of each key, with one
+-- write, (origin, oseq), that it waits for.
 CREATE TABLE waiting (
-    n     INTEGER PRIMARY KEY,
-    seen  BLOB NOT NULL,
-    event BLOB NOT NULL UNIQUE
-);
+    db     INTEGER NOT NULL,
+    key    TEXT NOT NULL,
+    origin INTEGER NOT NULL,
+    oseq   INTEGER NOT NULL,
+    event  BLOB NOT NULL,
+    PRIMARY KEY (db, key)
+) WITHOUT ROWID;
+CREATE INDEX waiting_by_write ON waiting (origin, oseq);
 
 -- How far each board's partition has been applied, with the board's identity.
 CREATE TABLE position (

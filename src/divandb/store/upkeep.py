@@ -97,6 +97,11 @@ def no_board() -> int | None:
     return None
 
 
+def all_kept() -> int | None:
+    """There is a board, and the publisher sees to what is on it."""
+    return 0
+
+
 class Upkeep:
     """Chooses and does background work; ``step`` is what the writer carries out, one at a time.
 

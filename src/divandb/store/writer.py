@@ -11,20 +11,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import apsw
-import msgspec
 
+from divandb.commands import Job
 from divandb.config import Limits
 from divandb.errors import Busy, DivanError, StorageFull
 from divandb.store.ledger import Changes
-
-
-class Job(msgspec.Struct):
-    """A command that waits for its commit; ``done`` gets the result or the error."""
-
-    command: Any
-    size_bytes: int
-    done: Callable[[Any], None]
-    result: Any = None
+from divandb.vector import Vector
 
 
 class Work(Protocol):
@@ -36,6 +28,10 @@ class Work(Protocol):
 
     def execute(self, command: Any) -> Any:
         """Carry out one command within it; a ``DivanError`` refuses, and has changed nothing."""
+        ...
+
+    def written(self) -> Vector:
+        """What holds the writes of the command just carried out: all that it changed, or found."""
         ...
 
     def commit(self) -> Changes:
@@ -137,6 +133,7 @@ class Writer:
         for job in batch:
             try:
                 job.result = self._work.execute(job.command)
+                job.written = self._work.written()
             except DivanError as refusal:
                 job.result = refusal
         return self._work.commit()
@@ -157,4 +154,5 @@ def joined(one: Changes | None, other: Changes | None) -> Changes | None:
         one.documents | other.documents,
         one.registers | other.registers,
         one.databases | other.databases,
+        other.vector or one.vector,
     )

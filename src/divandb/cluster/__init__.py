@@ -1,0 +1,13 @@
+"""The nodes among themselves.
+
+trust        credentials for peer links
+sessions     session tokens: where a client's writes are
+progress     what this node contains, who waits for it, and how old its view is
+messages     what nodes say to each other, as bytes
+peers        heartbeats: who is there, what they contain; what is missing here
+courier      writes on their way to a master
+fetching     catch-up from a peer
+snapshots    copying a peer's file
+relay        others' events on to the Replicas' Board
+topics       the names of the boards' topics, and who may open them
+"""

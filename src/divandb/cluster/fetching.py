@@ -1,0 +1,189 @@
+"""Catch-up between nodes: the giving and the taking side of "what lies beyond this vector".
+
+The giver reads in one snapshot, on a connection and in a thread of its own; the taker applies page
+by page, and believes the giver's vector only after the last (Rule 4).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import httpx
+
+from divandb.clock import Clock
+from divandb.cluster import messages
+from divandb.cluster.messages import Frames
+from divandb.cluster.peers import Peer, Peers
+from divandb.cluster.progress import Progress
+from divandb.cluster.trust import SCHEME
+from divandb.config import Limits
+from divandb.errors import Busy
+from divandb.store import arrivals, catchup, file
+from divandb.store.catchup import End
+from divandb.store.file import Disk
+from divandb.store.ledger import Ledger
+from divandb.telemetry import Log
+from divandb.vector import Vector
+
+BEYOND = f"{messages.PREFIX}/beyond"
+PAGE_EVENTS_MAX = 256
+PAGE_BYTES_MAX = 4 * 2**20
+PIECE_BYTES = 256 * 1024
+FRAME_BYTES_MAX = 1024 * 2**20
+CACHE_BYTES = 2 * 2**20
+CONNECT_S_MAX = 2.0
+SILENCE_S_MAX = 10.0
+
+Offload = Callable[..., Awaitable[Any]]
+Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
+
+
+class Giver:
+    """Answers other nodes."""
+
+    def __init__(self, disk: Disk, offload: Offload, limits: Limits) -> None:
+        self._disk = disk
+        self._offload = offload
+        self._limits = limits
+        self.under_way = 0
+
+    def give(self, vector: Vector) -> AsyncIterator[bytes]:
+        """The stream of frames; raises ``Busy`` while too many are given."""
+        if self.under_way >= self._limits.catch_ups_max:
+            raise Busy("Too many nodes are catching up here.")
+        self.under_way += 1
+        return self._pieces(vector)
+
+    async def _pieces(self, vector: Vector) -> AsyncIterator[bytes]:
+        try:
+            connection = await self._offload(
+                lambda: file.connect(self._disk, readonly=True, cache_bytes=CACHE_BYTES)
+            )
+            answer = catchup.beyond(connection, vector)
+            try:
+                while piece := await self._offload(_piece, answer):
+                    yield piece
+            finally:
+                await self._offload(_close, answer, connection)
+        finally:
+            self.under_way -= 1
+
+
+def _piece(answer: Iterator[bytes | End]) -> bytes:
+    """The next frames, together about ``PIECE_BYTES``; none at the end."""
+    piece = bytearray()
+    for item in answer:
+        if isinstance(item, End):
+            piece += messages.frame(messages.encode(item), last=True)
+        else:
+            piece += messages.frame(item)
+        if len(piece) >= PIECE_BYTES:
+            break
+    return bytes(piece)
+
+
+def _close(answer: Any, connection: Any) -> None:
+    answer.close()
+    connection.close()
+
+
+class Fetcher:
+    """Catches this node up, one answer at a time."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        progress: Progress,
+        execute: Execute,
+        token: str,
+        clock: Clock,
+        limits: Limits,
+        log: Log,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """``transport`` carries the requests; ``None``: the machine's network."""
+        self._peers = peers
+        self._progress = progress
+        self._execute = execute
+        self._headers = {"authorization": SCHEME + token}
+        self._clock = clock
+        self._log = log
+        self._transport = transport
+        self._one = asyncio.Lock()
+        self._taken_at = -1.0
+        self.events = 0
+        """Events taken from peers since the start."""
+
+    async def catch_up(self) -> bool:
+        """Take what live peers have beyond our vector; did one answer whole?
+
+        Those who asked while an answer was on its way share the next one.
+        """
+        asked_at = self._clock.monotonic()
+        async with self._one:
+            if self._taken_at >= asked_at:
+                return True
+            for peer in self._sources():
+                if await self._from(peer):
+                    return True
+        return False
+
+    def _sources(self) -> list[Peer]:
+        """Whom to ask, in order: masters, then whoever else is there."""
+        others = [peer for peer in self._peers.all() if self._peers.is_live(peer)]
+        masters = [peer for peer in self._peers.writers() if self._peers.is_live(peer)]
+        return masters + [peer for peer in others if peer not in masters]
+
+    async def fetch(self, peer: Peer) -> bool:
+        """Take what this peer has beyond our vector; did it answer whole?"""
+        async with self._one:
+            return await self._from(peer)
+
+    async def _from(self, peer: Peer) -> bool:
+        began = self._clock.monotonic()
+        try:
+            end, holes = await self._take_all(peer)
+        except (httpx.HTTPError, ValueError, asyncio.IncompleteReadError) as fault:
+            self._log.event("catch-up broke off", peer=peer.member.name, fault=repr(fault))
+            return False
+        if end is None or holes:
+            return False  # what could not be applied is not contained
+        await self._execute(lambda ledger: catchup.finish(ledger, end), 0)
+        self._taken_at = began
+        return True
+
+    async def _take_all(self, peer: Peer) -> tuple[End | None, int]:
+        frames, size, holes = Frames(FRAME_BYTES_MAX), 0, 0
+        page: list[bytes] = []
+        timeout = httpx.Timeout(SILENCE_S_MAX, connect=CONNECT_S_MAX)
+        body = messages.encode(dict(self._progress.vector))
+        async with (
+            httpx.AsyncClient(
+                timeout=timeout,
+                headers=self._headers,
+                trust_env=False,
+                verify=peer.member.url.startswith("https"),
+                transport=self._transport,
+            ) as client,
+            client.stream("POST", f"{peer.member.url}{BEYOND}", content=body) as answer,
+        ):
+            answer.raise_for_status()
+            async for data in answer.aiter_raw():
+                for item, is_last in frames.feed(data):
+                    if is_last:
+                        holes += await self._apply(page)
+                        return messages.decode_end(item), holes
+                    page.append(item)
+                    size += len(item)
+                    if len(page) >= PAGE_EVENTS_MAX or size >= PAGE_BYTES_MAX:
+                        holes += await self._apply(page)
+                        page, size = [], 0
+        return None, holes
+
+    async def _apply(self, page: list[bytes]) -> int:
+        self.events += len(page)
+        now_ms = self._clock.wall_ms()
+        holes: int = await self._execute(
+            lambda ledger: arrivals.take(ledger, page, now_ms), sum(map(len, page))
+        )
+        return holes

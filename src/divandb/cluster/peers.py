@@ -1,0 +1,344 @@
+"""Who is there, and what they contain: heartbeats on peer links.
+
+Masters exchange heartbeats with each other, a replica with its master (with all, while its own is
+silent). A heartbeat carries the sender's vector, load, lag and watermarks, and whom it has heard
+of: so nodes learn of new members, of their addresses after a restart, and of those that are gone.
+
+``Missing`` decides when to ask a peer for what the board does not bring (anti-entropy).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
+
+import msgspec
+
+from divandb.clock import Clock
+from divandb.cluster import messages
+from divandb.cluster.messages import Heartbeat, Seen
+from divandb.cluster.progress import Progress
+from divandb.config import MASTER, Config, Member
+from divandb.link import LinkBroken, Reply
+from divandb.telemetry import Log
+from divandb.vector import Vector, covers
+
+MESSAGE_BYTES_MAX = 4 * 2**20
+MEMBERS_MAX = 4096
+LOOK_S = 0.1
+"""So often it is looked whether a node that says nothing has lost its lease."""
+
+
+class Link(Protocol):
+    """Calls to one node."""
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        wait_s: float = 0.0,
+        body_bytes_max: int,
+        repeatable: bool = False,
+    ) -> Reply:
+        """The answer; raises ``LinkBroken``. ``wait_s`` is what the node may take to wait."""
+        ...
+
+    def set_url(self, url: str) -> None:
+        """The node is elsewhere now."""
+        ...
+
+    async def close(self) -> None:
+        """Call no more."""
+        ...
+
+
+class Missing:
+    """What a peer has and we have not, and since when it has not moved here."""
+
+    def __init__(self) -> None:
+        self._stuck: dict[int, tuple[int, float]] = {}
+
+    def look(self, own: Vector, peer: Vector, now: float, patience_s: float) -> bool:
+        """Has something stood still for longer than the patience?"""
+        overdue = False
+        for origin, oseq in peer.items():
+            here = own.get(origin, 0)
+            if here >= oseq:
+                self._stuck.pop(origin, None)
+                continue
+            seen, since = self._stuck.get(origin, (-1, now))
+            if seen != here:
+                self._stuck[origin] = (here, now)
+            elif now - since >= patience_s:
+                overdue = True
+        return overdue
+
+    def forget(self) -> None:
+        """It was asked for: wait anew."""
+        self._stuck.clear()
+
+
+class Peer:
+    """Another node, as this one knows it."""
+
+    def __init__(self, member: Member, link: Link) -> None:
+        self.member = member
+        self.link = link
+        self.started_ms = 0
+        self.heard: float | None = None
+        """When it was last heard of, by us or by somebody else; monotonic, seconds."""
+        self.refuses = False
+        """Did the last attempt to reach it fail?"""
+        self.vector: dict[int, int] = {}
+        self.load_ms = 0.0
+        self.lag_ms: float | None = None
+        self.rtt_s = 0.0
+        self.missing = Missing()
+        self.beating: asyncio.Task[None] | None = None
+
+
+class Peers:
+    """The other members."""
+
+    def __init__(
+        self,
+        config: Config,
+        progress: Progress,
+        make_link: Callable[[str], Link],
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self._config = config
+        self._progress = progress
+        self._make_link = make_link
+        self._clock = clock
+        self._log = log
+        self._started_ms = clock.wall_ms()
+        self._known: dict[str, Peer] = {}
+        self.load_ms = 0.0
+        """How late the event loop is."""
+        self.is_hasty: Callable[[], bool] = lambda: False
+        """Is the board known to bring nothing just now?"""
+        self.fetch: Callable[[Peer], Awaitable[object]] | None = None
+        """Catches up from a peer."""
+        self.renewed = clock.monotonic()
+        """When some other node last answered, or asked."""
+        self._fetching: asyncio.Task[None] | None = None
+        for member in config.seeds:
+            self._take(member, 0, None)
+
+    # Who is there
+
+    def all(self) -> list[Peer]:
+        """Every other member that was ever heard of."""
+        return list(self._known.values())
+
+    def find(self, name: str) -> Peer | None:
+        """The member of that name."""
+        return self._known.get(name)
+
+    def is_live(self, peer: Peer) -> bool:
+        """Was it heard of within the lease, and does it take connections?"""
+        if peer.refuses or peer.heard is None:
+            return False
+        return self._clock.monotonic() - peer.heard < self._config.limits.lease_ms / 1000
+
+    def masters(self) -> list[Peer]:
+        """The other masters that live, the closest first."""
+        found = [p for p in self.all() if p.member.role == MASTER and self.is_live(p)]
+        return sorted(found, key=lambda peer: (peer.rtt_s, peer.member.name))
+
+    def writers(self) -> list[Peer]:
+        """Masters that a write can be sent to: that of our slot first, then the closest."""
+        own = self.master_of(self._config.slot)
+        others = [peer for peer in self.masters() if peer is not own]
+        return ([own] if own is not None and not own.refuses else []) + others
+
+    def master_of(self, slot: str) -> Peer | None:
+        """The slot's master, whether it lives or not."""
+        for peer in self.all():
+            if peer.member.role == MASTER and peer.member.slot == slot:
+                return peer
+        return None
+
+    def having(self, needs: Vector, slots: Iterable[str] = ()) -> Peer | None:
+        """A live node that contains this, as far as is known; else a live owner of the slots."""
+        live = [peer for peer in self.all() if self.is_live(peer)]
+        for peer in sorted(live, key=lambda peer: peer.rtt_s):
+            if peer.vector and covers(peer.vector, needs):
+                return peer
+        owners = [self.master_of(slot) for slot in slots if slot != self._config.slot]
+        known = [peer for peer in owners if peer is not None and self.is_live(peer)]
+        return known[0] if known else None
+
+    def lease_holds(self) -> bool:
+        """Has anybody answered us lately? True for a node without others."""
+        age_s = self._clock.monotonic() - self.renewed
+        return not self._known or age_s < self._config.limits.lease_ms / 1000
+
+    def _take(self, member: Member, started_ms: int, heard: float | None) -> Peer | None:
+        if member.name == self._config.name:
+            return None
+        peer = self._known.get(member.name)
+        if peer is None:
+            if len(self._known) >= MEMBERS_MAX:
+                return None
+            peer = Peer(member, self._make_link(member.url))
+            self._known[member.name] = peer
+            if member.role == MASTER:
+                self._progress.expect(member.slot)
+        elif started_ms > peer.started_ms and member != peer.member:
+            if member.url != peer.member.url:
+                peer.link.set_url(member.url)
+            peer.member = member
+            peer.refuses = False
+        peer.started_ms = max(peer.started_ms, started_ms)
+        if heard is not None and (peer.heard is None or heard > peer.heard):
+            peer.heard = heard
+        return peer
+
+    # Heartbeats
+
+    async def run(self) -> None:
+        """Send heartbeats until cancelled."""
+        interval_s = self._config.limits.heartbeat_ms / 1000
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        try:
+            while True:
+                for peer in self._targets():
+                    if peer.beating is None or peer.beating.done():
+                        peer.beating = asyncio.create_task(self._beat(peer))
+                due = max(due + interval_s, loop.time())
+                await asyncio.sleep(due - loop.time())
+                self.load_ms = max((loop.time() - due) * 1000, self.load_ms * 0.7)
+        finally:
+            for peer in self.all():
+                if peer.beating is not None:
+                    peer.beating.cancel()
+
+    def _targets(self) -> list[Peer]:
+        masters = [peer for peer in self.all() if peer.member.role == MASTER]
+        if self._config.role == MASTER:
+            return masters
+        own = self.master_of(self._config.slot)
+        return [own] if own is not None and self.is_live(own) else masters
+
+    async def _beat(self, peer: Peer) -> None:
+        sent = self._clock.monotonic()
+        try:
+            reply = await peer.link.ask(
+                "POST", f"{messages.PREFIX}/heartbeat", messages.encode(self.said()),
+                wait_s=0.0, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
+            )  # fmt: skip
+            if reply.status != 200:
+                raise LinkBroken(f"answered {reply.status}", sent=True)
+            told = messages.decode_heartbeat(reply.body)
+        except (LinkBroken, msgspec.MsgspecError) as fault:
+            if not peer.refuses:
+                self._log.event("no heartbeat", peer=peer.member.name, fault=fault)
+            peer.refuses = True
+            return
+        now = self._clock.monotonic()
+        self.renewed = now
+        peer.refuses = False
+        took_s = now - sent
+        peer.rtt_s = took_s if not peer.rtt_s else peer.rtt_s * 0.8 + took_s * 0.2
+        self._progress.heard(told.marks, sent)
+        self._learn(told, sent)
+        self._look_for_gaps(peer, now)
+
+    def said(self) -> Heartbeat:
+        """What this node says of itself and of others."""
+        now = self._clock.monotonic()
+        me = self._config.member
+        seen = [Seen(me.name, me.role, me.slot, me.url, self._started_ms, 0.0)]
+        for peer in self.all():
+            if peer.heard is not None:
+                m, age_ms = peer.member, (now - peer.heard) * 1000
+                seen.append(Seen(m.name, m.role, m.slot, m.url, peer.started_ms, age_ms))
+        marks = self._progress.watermarks()
+        lag_ms, _ = self._progress.lag(self._config.limits.silent_slot_ms)
+        vector = dict(self._progress.vector)
+        return Heartbeat(vector, self._progress.slots, self.load_ms, lag_ms, marks, seen)
+
+    def answer(self, told: Heartbeat) -> Heartbeat:
+        """Another node's heartbeat: take note of it, and say ours."""
+        self.renewed = self._clock.monotonic()
+        self._learn(told, self.renewed)
+        return self.said()
+
+    def _learn(self, told: Heartbeat, as_of: float) -> None:
+        self._progress.slots.update(told.slots)
+        # A replica speaks for itself alone.
+        said = told.members[:MEMBERS_MAX]
+        believed = said if said and said[0].role == MASTER else said[:1]
+        for index, seen in enumerate(believed):
+            member = Member(seen.name, seen.role, seen.slot, seen.url)
+            peer = self._take(member, seen.started_ms, as_of - seen.age_ms / 1000)
+            if index == 0 and peer is not None:
+                peer.vector, peer.load_ms, peer.lag_ms = told.vector, told.load_ms, told.lag_ms
+
+    # Anti-entropy
+
+    def _look_for_gaps(self, peer: Peer, now: float) -> None:
+        patience_s = self._config.limits.gap_patience_ms / 1000
+        if self.is_hasty():
+            patience_s = min(patience_s, self._config.limits.heartbeat_ms / 1000)
+        if not peer.missing.look(self._progress.vector, peer.vector, now, patience_s):
+            return
+        if self.fetch is not None and (self._fetching is None or self._fetching.done()):
+            peer.missing.forget()
+            self._fetching = asyncio.create_task(self._mend(self.fetch, peer))
+
+    async def _mend(self, fetch: Callable[[Peer], Awaitable[object]], peer: Peer) -> None:
+        try:
+            await fetch(peer)
+        except Exception as fault:
+            self._log.event("catching up fails", peer=peer.member.name, fault=repr(fault))
+
+    async def close(self) -> None:
+        """Let go of all links."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+        for peer in self.all():
+            await peer.link.close()
+
+    # Visibility
+
+    async def visible(self, written: Vector, within_s: float) -> tuple[int, int]:
+        """(on how many other nodes it has been applied, of how many that clients may be reading)"""
+        found = await asyncio.gather(
+            *(self._shows(peer, written, within_s) for peer in self.all() if self.is_live(peer))
+        )
+        counted = [shows for shows in found if shows is not None]
+        return sum(counted), len(counted)
+
+    async def _shows(self, peer: Peer, written: Vector, within_s: float) -> bool | None:
+        """Has it been applied there? ``None``: the node's lease has run out meanwhile."""
+        until = self._clock.monotonic() + within_s
+        asking = asyncio.ensure_future(self._has_reached(peer, written, within_s))
+        try:
+            while self._clock.monotonic() < until and self.is_live(peer):
+                await asyncio.wait({asking}, timeout=LOOK_S)
+                if asking.done():
+                    yes = asking.result()
+                    if yes is not None:
+                        return yes
+                    await asyncio.sleep(LOOK_S)
+        finally:
+            asking.cancel()
+        return False if self.is_live(peer) else None
+
+    async def _has_reached(self, peer: Peer, written: Vector, within_s: float) -> bool | None:
+        """What the node says; ``None`` if it says nothing."""
+        question = messages.Question(dict(written), int(within_s * 1000))
+        try:
+            reply = await peer.link.ask(
+                "POST", f"{messages.PREFIX}/reached", messages.encode(question),
+                wait_s=within_s, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
+            )  # fmt: skip
+            return messages.decode_reached(reply.body).yes if reply.status == 200 else None
+        except (LinkBroken, msgspec.MsgspecError):
+            return None

@@ -1,0 +1,174 @@
+"""What this node contains, who waits for it, and how old its view is. Lives on the event loop.
+
+A *watermark* says that at some moment the owner of a slot had written so far and no further, in
+this run and all before. Once this node contains that much, its view of the slot is as of that
+moment. Moments are on this node's own monotonic clock: an answer to a request was made after the
+request was sent, so what it says held then or later, whatever other clocks show.
+"""
+
+import asyncio
+from collections import deque
+
+import msgspec
+
+from divandb.clock import Clock
+from divandb.vector import Vector, covers, join
+
+WATERMARKS_MAX = 64
+"""Watermarks of a slot that wait to be reached; of more, every other one goes."""
+
+
+class Watermark(msgspec.Struct, frozen=True, array_like=True):
+    """``slot`` had written what ``wrote`` covers and no more, as of ``age_ms`` before this was
+    said. All its origins are in it: what an earlier run wrote may still be on its way.
+    """
+
+    slot: str
+    wrote: dict[int, int]
+    age_ms: float
+
+
+class _Slot:
+    """What is known of one slot: moments on the monotonic clock, in seconds."""
+
+    def __init__(self) -> None:
+        self.as_of: float | None = None
+        self.mark: dict[int, int] = {}
+        self.heard: float | None = None
+        """As of when its owner was heard of at all."""
+        self.ahead: deque[tuple[float, dict[int, int]]] = deque()
+
+    def reached(self, vector: Vector) -> None:
+        """Take over what the vector covers by now."""
+        while self.ahead and covers(vector, self.ahead[0][1]):
+            self.as_of, self.mark = self.ahead.popleft()
+
+
+class Reach:
+    """A vector that grows, and those who wait for it."""
+
+    def __init__(self, vector: Vector) -> None:
+        self.vector: Vector = vector
+        self._waiting: dict[asyncio.Future[None], Vector] = {}
+
+    def advance(self, vector: Vector) -> None:
+        """It has grown to this."""
+        self.vector = vector
+        for future, needs in self._waiting.items():
+            if not future.done() and covers(vector, needs):
+                future.set_result(None)
+
+    def contains(self, needs: Vector) -> bool:
+        """Is all of this covered?"""
+        return covers(self.vector, needs)
+
+    async def reach(self, needs: Vector, within_s: float) -> bool:
+        """Wait until all of this is covered, ``within_s`` seconds at most; is it?"""
+        if self.contains(needs):
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = needs
+        try:
+            await asyncio.wait_for(future, within_s)
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting.pop(future)
+        return True
+
+
+class Progress(Reach):
+    """This node's vector as of the last commit that was answered, and the age of its view."""
+
+    def __init__(
+        self, vector: Vector, slots: dict[int, str], clock: Clock, own_slot: str | None = None
+    ) -> None:
+        """``own_slot`` is that of a master: of its own writes its view is never old."""
+        super().__init__(vector)
+        self._own_slot = own_slot
+        self.slots = slots
+        """origin → slot, as far as it is known."""
+        self._clock = clock
+        self._slots: dict[str, _Slot] = {}
+
+    def advance(self, vector: Vector) -> None:
+        """A commit has moved the vector."""
+        super().advance(vector)
+        for slot in self._slots.values():
+            slot.reached(vector)
+
+    def newest(self, written: Vector) -> Vector:
+        """The writes, raised to what is here of their origins: a token for parallel answers."""
+        here = {origin: self.vector.get(origin, 0) for origin in written}
+        return join(written, here)
+
+    # Age
+
+    def expect(self, slot: str) -> None:
+        """There is such a slot: the view's age counts it, until it has been silent for long."""
+        if slot not in self._slots and slot != self._own_slot:
+            self._slots[slot] = _Slot()
+            self._slots[slot].heard = self._clock.monotonic()
+
+    def heard(self, marks: list[Watermark], sent: float) -> None:
+        """Somebody said these in answer to what was sent at ``sent`` (monotonic, seconds)."""
+        for mark in marks:
+            if mark.slot != self._own_slot:
+                self._note(mark.slot, mark.wrote, sent - mark.age_ms / 1000)
+
+    def _note(self, name: str, wrote: dict[int, int], as_of: float) -> None:
+        slot = self._slots.setdefault(name, _Slot())
+        slot.heard = max(slot.heard or as_of, as_of)
+        if slot.as_of is not None and as_of <= slot.as_of:
+            return
+        if slot.ahead and as_of <= slot.ahead[-1][0]:
+            return
+        if len(slot.ahead) >= WATERMARKS_MAX:
+            # Thinned out rather than cut: the oldest is reached first, the newest says most.
+            slot.ahead = deque(list(slot.ahead)[::2])
+        slot.ahead.append((as_of, wrote))
+        slot.reached(self.vector)
+
+    def watermarks(self) -> list[Watermark]:
+        """What can be said to others."""
+        now = self._clock.monotonic()
+        said = []
+        if self._own_slot is not None:
+            said.append(Watermark(self._own_slot, self._own(), 0.0))
+        for name, slot in self._slots.items():
+            known = list(slot.ahead)[-1:]
+            if not known and slot.as_of is not None:
+                known = [(slot.as_of, slot.mark)]
+            said += [Watermark(name, wrote, (now - as_of) * 1000) for as_of, wrote in known]
+        return said
+
+    def _own(self) -> dict[int, int]:
+        """What this node's slot has written, as far as clients may have heard of it."""
+        slots = self.slots
+        return {o: oseq for o, oseq in self.vector.items() if slots.get(o) == self._own_slot}
+
+    def ages_ms(self) -> dict[str, float | None]:
+        """How old the view of each slot is; ``None`` before anything was heard and reached."""
+        now = self._clock.monotonic()
+        return {
+            name: None if slot.as_of is None else (now - slot.as_of) * 1000
+            for name, slot in self._slots.items()
+        }
+
+    def lag(self, silent_ms: float) -> tuple[float | None, dict[str, float]]:
+        """(age of the view in ms over all slots with a live owner, age in ms of each silent slot).
+
+        ``None``: of some live slot nothing is known yet.
+        """
+        now = self._clock.monotonic()
+        oldest: float | None = 0.0
+        silent: dict[str, float] = {}
+        for name, slot in self._slots.items():
+            heard_ms = (now - slot.heard) * 1000 if slot.heard is not None else 0.0
+            if heard_ms > silent_ms:
+                silent[name] = heard_ms
+            elif slot.as_of is None:
+                oldest = None
+            elif oldest is not None:
+                oldest = max(oldest, (now - slot.as_of) * 1000)
+        return oldest, silent

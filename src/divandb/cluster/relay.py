@@ -1,0 +1,87 @@
+"""Others' events on to the slot's Replicas' Board: the same bytes, in the order applied.
+
+A master hands each batch over once it has applied it. What has been passed on is where the file
+says that this node begins to read again, so that a crash in between passes a batch on twice, which
+changes nothing, and never leaves one out.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from divandb.clock import Rng
+from divandb.store.positions import Position
+from divandb.telemetry import Log
+
+RETRY_S_MIN = 0.05
+RETRY_S_MAX = 2.0
+
+Send = Callable[[Sequence[bytes]], Awaitable[None]]
+
+
+class Relay:
+    """A bounded queue and the loop that publishes it."""
+
+    def __init__(self, send: Send, bytes_max: int, rng: Rng, log: Log) -> None:
+        self._send = send
+        self._bytes_max = bytes_max
+        self._rng = rng
+        self._log = log
+        self._queue: deque[tuple[list[bytes], Position]] = deque()
+        self._bytes = 0
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._passed_on: dict[tuple[str, int], Position] = {}
+        self.failing: str | None = None
+        """The last fault, while publishing fails."""
+
+    def passed_on(self, position: Position) -> Position:
+        """What may be stored in place of ``position``: how far its partition was passed on."""
+        return self._passed_on.get((position.topic, position.partition), position)
+
+    def begin(self, position: Position) -> None:
+        """This partition is read from here on."""
+        self._passed_on[(position.topic, position.partition)] = position
+
+    def begin_once(self, position: Position) -> None:
+        """The same, if nothing is known of the partition."""
+        self._passed_on.setdefault((position.topic, position.partition), position)
+
+    async def put(self, messages: list[bytes], position: Position) -> None:
+        """Queue a batch that was applied; waits while the queue is full."""
+        while self._bytes >= self._bytes_max:
+            self._room.clear()
+            await self._room.wait()
+        self._queue.append((messages, position))
+        self._bytes += sum(map(len, messages))
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled, in order; what fails is tried again with back-off."""
+        pause_s = RETRY_S_MIN
+        while True:
+            await self._filled.wait()
+            taken = list(self._queue)
+            try:
+                await self._publish([message for messages, _ in taken for message in messages])
+            except Exception as fault:
+                if self.failing is None:
+                    self._log.event("relaying fails", fault=repr(fault))
+                self.failing = str(fault)
+                await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
+                pause_s = min(pause_s * 2, RETRY_S_MAX)
+                continue
+            self.failing = None
+            pause_s = RETRY_S_MIN
+            for messages, position in taken:
+                self._queue.popleft()
+                self._bytes -= sum(map(len, messages))
+                self.begin(position)
+            if not self._queue:
+                self._filled.clear()
+            self._room.set()
+
+    async def _publish(self, messages: list[bytes]) -> None:
+        if messages:
+            await self._send(messages)

@@ -1,0 +1,64 @@
+"""The boards' topics, and who may open them (Rule 3).
+
+    divandb.<cluster>.masters          one partition a slot; masters read and write
+    divandb.<cluster>.replicas.<slot>  one partition; the slot's master writes, its replicas read
+
+A slot's number is its partition: ``m1`` has partition 0.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from divandb.board.base import Access, EventBoard, Right
+from divandb.config import MASTER, REPLICA, Member
+
+_SLOT = re.compile(r"m([1-9][0-9]{0,2})")
+_READ = frozenset({Right.READ})
+_BOTH = frozenset({Right.READ, Right.WRITE})
+
+
+def partition_of(slot: str) -> int:
+    """The slot's partition; raises ``ValueError`` for what is no slot's name."""
+    match = _SLOT.fullmatch(slot)
+    if match is None:
+        raise ValueError(f"{slot!r} is no slot: they are called m1, m2, …")
+    return int(match[1]) - 1
+
+
+def masters(cluster: str) -> str:
+    """The Masters' Event Board."""
+    return f"divandb.{cluster}.masters"
+
+
+def replicas(cluster: str, slot: str) -> str:
+    """The slot's Replicas' Event Board."""
+    return f"divandb.{cluster}.replicas.{slot}"
+
+
+def layout(cluster: str, members: Iterable[Member]) -> dict[str, tuple[int, Access]]:
+    """Topic → (partitions, who may do what); a slot's principal has the slot's name."""
+    known = list(members)
+    slots = sorted({one.slot for one in known if one.role == MASTER}, key=partition_of)
+    found: dict[str, tuple[int, Access]] = {
+        masters(cluster): (
+            max(map(partition_of, slots), default=-1) + 1,
+            dict.fromkeys(slots, _BOTH),
+        )
+    }
+    for slot in slots:
+        readers = [one.name for one in known if one.role == REPLICA and one.slot == slot]
+        found[replicas(cluster, slot)] = (
+            1,
+            {slot: _BOTH, **dict.fromkeys(readers, _READ)},
+        )
+    return found
+
+
+async def arrange(
+    board: EventBoard, cluster: str, members: Iterable[Member], secrets: Mapping[str, str]
+) -> None:
+    """Make the topics and principals of these members, or bring them up to date; for an admin."""
+    for principal, secret in secrets.items():
+        await board.set_principal(principal, secret)
+    for topic, (partitions, access) in layout(cluster, members).items():
+        await board.create_topic(topic, partitions, access)

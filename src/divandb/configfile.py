@@ -1,0 +1,557 @@
+"""The files that nodes and boards on separate machines are started with, and back to text again.
+
+TOML; ``docs/operations.md`` lists the keys. An environment variable goes over each key but
+``[[members]]``: ``node_port`` is ``DIVANDB_NODE_PORT``, ``url`` in ``[board]`` is
+``DIVANDB_BOARD_URL``, keys in ``[keys]`` and ``[limits]`` go without the table's name
+(``DIVANDB_TOKEN``); in a board's file all of them begin with ``DIVANDB_BOARD_``.
+
+A secret may stand in a file of its own: ``token_file = "token"`` instead of ``token``. Paths are
+relative to the folder of the configuration file.
+"""
+
+import dataclasses
+import json
+import os
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from divandb.board.access import SECRET_CHARS_MAX, SECRET_CHARS_MIN
+from divandb.board.base import PRINCIPAL_NAME
+from divandb.board.broker import BrokerLimits
+from divandb.board.embedded_server import BoardConfig
+from divandb.board.log import LogSettings
+from divandb.board.wire import WireLimits
+from divandb.cluster import trust
+from divandb.cluster.topics import partition_of
+from divandb.config import MASTER, REPLICA, BoardAccess, Config, Keys, Limits, Member, number
+from divandb.datadir import is_admin
+
+BOARD_ADMIN = "board-admin"
+"""The principal that arranges topics."""
+HOST = "127.0.0.1"
+ANY_HOST = ("0.0.0.0", "::", "")
+FILE_BYTES_MAX = 2**20
+CLUSTER_CHARS = 32
+COOKIE_CHARS = 32
+KEY_BYTES = 32
+NODE_PREFIX = "DIVANDB_"
+BOARD_PREFIX = "DIVANDB_BOARD_"
+Read = Callable[[Path], str]
+"""The text of a small file; raises ``OSError`` or ``ValueError``."""
+_MISSING: Final = object()
+
+
+class ConfigFileError(ValueError):
+    """Something in the file or over it is wrong; the text is one line that names key and file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeFile:
+    """A node's file."""
+
+    config: Config
+    host: str
+    """The address to listen on."""
+    node_port: int
+    """The node's own."""
+    port: int | None
+    """For clients, shared by the nodes of a machine; ``None``: the node's own serves them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BoardFile:
+    """An embedded board's file."""
+
+    config: BoardConfig
+    """Without ``arrange``."""
+    host: str
+    port: int
+    url: str
+    """Under which nodes reach it."""
+    cluster: str
+    members: tuple[Member, ...]
+    """For whom it makes topics; a URL is a note for people and `divandb add`."""
+    secrets: Mapping[str, str]
+    """The secret of each member's principal."""
+
+
+def read_node(path: Path, environment: Mapping[str, str]) -> NodeFile:
+    """A node's file with the environment over it; raises ``ConfigFileError``."""
+    return node_from(_read_table(path), str(path), path.parent, environment, read_text)
+
+
+def read_board(path: Path, environment: Mapping[str, str]) -> BoardFile:
+    """A board's file with the environment over it; raises ``ConfigFileError``."""
+    return board_from(_read_table(path), str(path), path.parent, environment, read_text)
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file; raises ``OSError`` or ``ValueError``."""
+    with open(path, "rb") as file:
+        data = file.read(FILE_BYTES_MAX + 1)
+    if len(data) > FILE_BYTES_MAX:
+        raise ValueError(f"it has more than {FILE_BYTES_MAX} bytes")
+    return data.decode()
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_text(path))
+    except (OSError, ValueError) as problem:
+        raise ConfigFileError(f"{path}: {_reason(problem)}") from None
+
+
+def _reason(problem: OSError | ValueError) -> str:
+    return problem.strerror or str(problem) if isinstance(problem, OSError) else str(problem)
+
+
+# What is in them
+
+
+def node_from(
+    table: Mapping[str, Any], name: str, folder: Path, environment: Mapping[str, str], read: Read
+) -> NodeFile:
+    """A node's file from its table. ``name`` is the file's, for errors; ``folder`` the one that
+    paths are relative to.
+    """
+    top = _Table(table, _Source(name, folder, environment, read), "", NODE_PREFIX)
+    role = top.one_of("role", (MASTER, REPLICA))
+    node_name, slot = top.name("name"), top.slot("slot")
+    host, node_port = top.text("host", HOST), top.port("node_port")
+    limits = top.numbers("limits", Limits())
+    # A slot's principal has the slot's name, whoever holds it.
+    board = _board_access(top, slot if role == MASTER else node_name)
+    found = NodeFile(
+        Config(
+            data=top.path("data"),
+            name=node_name,
+            role=role,
+            slot=slot,
+            url=top.url("url", _default_url(host, node_port)),
+            admin=top.admin("admin"),
+            board=board,
+            keys=_keys(top, role) if board is not None or top.has("keys") else Keys(),
+            seeds=tuple(one for one in _members(top) if one.name != node_name),
+            limits=limits,
+        ),
+        host,
+        node_port,
+        top.port("port", None),
+    )
+    top.end()
+    _check_node(top, found)
+    return found
+
+
+def _board_access(top: "_Table", principal: str) -> BoardAccess | None:
+    board = top.table("board", f"{NODE_PREFIX}BOARD_")
+    if not board.is_given("url"):
+        board.end()
+        return None
+    access = BoardAccess(
+        board.url("url"), board.name("principal", principal), board.principal_secret("secret")
+    )
+    board.end()
+    return access
+
+
+def _keys(top: "_Table", role: str) -> Keys:
+    keys = top.table("keys", NODE_PREFIX)
+    found = Keys(
+        cluster=keys.hexadecimal("cluster", CLUSTER_CHARS),
+        cookies=keys.hexadecimal("cookies", COOKIE_CHARS),
+        token=keys.secret("token"),
+        members=bytes.fromhex(keys.hexadecimal("members", 2 * KEY_BYTES)),
+        masters=(
+            bytes.fromhex(keys.hexadecimal("masters", 2 * KEY_BYTES)) if role == MASTER else b""
+        ),
+    )
+    keys.end()
+    return found
+
+
+def _members(top: "_Table") -> list[Member]:
+    found = []
+    for one in top.tables("members"):
+        found.append(
+            Member(
+                one.name("name"),
+                one.one_of("role", (MASTER, REPLICA)),
+                one.slot("slot"),
+                one.url("url"),
+            )
+        )
+        one.end()
+    _check_names(top, found)
+    return found
+
+
+def _check_node(top: "_Table", found: NodeFile) -> None:
+    config = found.config
+    if found.port == found.node_port:
+        raise top.wrong("port", "must be another than node_port")
+    if config.board is None and config.seeds:
+        raise top.wrong("board.url", "is missing: a node with others needs a board")
+    if not config.keys.token:
+        return
+    holder = trust.holder(config.keys, trust.SCHEME + config.keys.token)
+    if holder is None:
+        raise top.wrong("keys.token", "does not belong to the other keys")
+    if holder != (config.name, config.role, config.slot):
+        raise top.wrong("keys.token", f"is for {' '.join(holder)}: not this name, role and slot")
+
+
+def board_from(
+    table: Mapping[str, Any], name: str, folder: Path, environment: Mapping[str, str], read: Read
+) -> BoardFile:
+    """A board's file from its table; see ``node_from``."""
+    top = _Table(table, _Source(name, folder, environment, read), "", BOARD_PREFIX)
+    host, port = top.text("host", HOST), top.port("port")
+    members, secrets = _board_members(top)
+    limits = top.numbers("limits", BrokerLimits(), WireLimits(), LogSettings())
+    certificate = top.path("certificate", None)
+    scheme = "http" if certificate is None else "https"
+    found = BoardFile(
+        BoardConfig(
+            top.path("data"),
+            {BOARD_ADMIN: top.principal_secret("admin_secret")},
+            certificate=certificate,
+            broker=limits[0],
+            wire=limits[1],
+            log=limits[2],
+        ),
+        host,
+        port,
+        top.url("url", _default_url(host, port, scheme)),
+        top.hexadecimal("cluster", CLUSTER_CHARS),
+        members,
+        secrets,
+    )
+    top.end()
+    return found
+
+
+def _board_members(top: "_Table") -> tuple[tuple[Member, ...], dict[str, str]]:
+    members, secrets = [], {}
+    for one in top.tables("members"):
+        role = one.one_of("role", (MASTER, REPLICA))
+        member = Member(one.name("name"), role, one.slot("slot"), one.url("url", ""))
+        secrets[member.name] = one.principal_secret("secret")
+        members.append(member)
+        one.end()
+    _check_names(top, members)
+    return tuple(members), secrets
+
+
+def _check_names(top: "_Table", members: list[Member]) -> None:
+    names = [one.name for one in members]
+    twice = next((one for one in names if names.count(one) > 1), None)
+    if twice is not None:
+        raise top.wrong("members", f"has {twice} twice")
+
+
+def _default_url(host: str, port: int, scheme: str = "http") -> str | None:
+    """``None`` if others cannot reach this machine by what it listens on."""
+    if host in ANY_HOST:
+        return None
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+# How they are read
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where a file's values come from."""
+
+    name: str
+    folder: Path
+    environment: Mapping[str, str]
+    read: Read
+
+
+class _Table:
+    """A table of the file, with what the environment says over it; each key is taken once."""
+
+    def __init__(
+        self, values: Mapping[str, Any], source: _Source, where: str, prefix: str | None
+    ) -> None:
+        """``where`` is the table's name with its dot; without ``prefix`` no variable goes over."""
+        self._values = dict(values)
+        self._source = source
+        self._where = where
+        self._prefix = prefix
+
+    def wrong(self, key: str, what: str) -> ConfigFileError:
+        """The error to raise."""
+        return ConfigFileError(f"{self._source.name}: {self._where}{key} {what}")
+
+    def end(self) -> None:
+        """All keys are taken; raises for one that is left."""
+        for key in self._values:
+            raise self.wrong(key, "is no key of this file")
+
+    # Tables in it
+
+    def has(self, key: str) -> bool:
+        """Is the key in the file?"""
+        return key in self._values
+
+    def table(self, key: str, prefix: str) -> "_Table":
+        """The table of this name; empty if it is not there."""
+        value = self._values.pop(key, {})
+        if not isinstance(value, dict):
+            raise self.wrong(key, "must be a table")
+        return _Table(value, self._source, f"{self._where}{key}.", prefix)
+
+    def tables(self, key: str) -> list["_Table"]:
+        """The list of tables of this name."""
+        value = self._values.pop(key, [])
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            raise self.wrong(key, f"must be tables: [[{key}]]")
+        return [
+            _Table(one, self._source, f"{key}[{place}].", None)
+            for place, one in enumerate(value, 1)
+        ]
+
+    def numbers(self, key: str, *kinds: Any) -> Any:
+        """Dataclasses of numbers with what the table of this name changes in them."""
+        table = self.table(key, self._prefix or "")
+        found = [dataclasses.replace(one, **table._changes(one)) for one in kinds]
+        table.end()
+        return found if len(found) > 1 else found[0]
+
+    def _changes(self, numbers: Any) -> dict[str, Any]:
+        fields = dataclasses.fields(numbers)
+        return {
+            field.name: self._number(field.name, type(field.default))
+            for field in fields
+            if self.is_given(field.name)
+        }
+
+    # Values in it
+
+    def _variable(self, key: str) -> str:
+        return f"{self._prefix}{key.upper()}"
+
+    def _environment(self) -> Mapping[str, str]:
+        return {} if self._prefix is None else self._source.environment
+
+    def is_given(self, key: str) -> bool:
+        """Is there a value, in the file or over it?"""
+        return key in self._values or self._variable(key) in self._environment()
+
+    def text(self, key: str, default: Any = _MISSING) -> Any:
+        """A text; raises if it is missing and there is no default."""
+        value = self._values.pop(key, default)
+        value = self._environment().get(self._variable(key), value)
+        if value is _MISSING:
+            raise self.wrong(key, "is missing")
+        if value is not default and not isinstance(value, str):
+            raise self.wrong(key, "must be a text")
+        return value
+
+    def _number(self, key: str, kind: type[Any]) -> Any:
+        value = self._values.pop(key, None)
+        variable = self._variable(key)
+        if variable in self._environment():
+            try:
+                return number(variable, self._environment()[variable], kind)
+            except ValueError as problem:
+                raise ConfigFileError(str(problem)) from None
+        fits = isinstance(value, int if kind is int else (int, float))
+        if isinstance(value, bool) or not fits or not 0 < value < float("inf"):
+            words = "whole number" if kind is int else "number"
+            raise self.wrong(key, f"must be a {words} greater than 0")
+        return kind(value)
+
+    def port(self, key: str, default: Any = _MISSING) -> Any:
+        """A port, 1 to 65535."""
+        if not self.is_given(key):
+            if default is _MISSING:
+                raise self.wrong(key, "is missing")
+            return default
+        found = self._number(key, int)
+        if found > 65535:
+            raise self.wrong(key, "must be a port, 1 to 65535")
+        return found
+
+    def one_of(self, key: str, words: Collection[str]) -> str:
+        """One of these texts."""
+        value: str = self.text(key)
+        if value not in words:
+            raise self.wrong(key, f"must be {' or '.join(words)}, not {value!r}")
+        return value
+
+    def name(self, key: str, default: Any = _MISSING) -> str:
+        """A name as nodes and principals have one."""
+        value: str = self.text(key, default)
+        if not PRINCIPAL_NAME.fullmatch(value):
+            raise self.wrong(key, f"cannot be {value!r}")
+        return value
+
+    def slot(self, key: str) -> str:
+        """A slot."""
+        value: str = self.text(key)
+        try:
+            partition_of(value)
+        except ValueError as problem:
+            raise self.wrong(key, f"is wrong: {problem}") from None
+        return value
+
+    def url(self, key: str, default: Any = _MISSING) -> str:
+        """A URL of a server, without a path. ``None`` as the default: it cannot be guessed."""
+        value: str | None = self.text(key, default)
+        if value is None:
+            raise self.wrong(key, "is missing: under which URL do others reach it?")
+        if value and value is not default and not _is_url(value):
+            raise self.wrong(key, f"must be http://HOST:PORT or https://HOST:PORT, not {value!r}")
+        return value.rstrip("/")
+
+    def path(self, key: str, default: Any = _MISSING) -> Any:
+        """A path."""
+        value = self.text(key, default)
+        return self._source.folder / value if isinstance(value, str) else value
+
+    def secret(self, key: str, default: Any = _MISSING) -> Any:
+        """A text that stands here, or in the file that the key with ``_file`` names. The
+        environment goes before the file.
+        """
+        in_file, path_in_file = self._values.pop(key, None), self._values.pop(f"{key}_file", None)
+        around = self._environment()
+        variable = self._variable(key)
+        given, path_given = around.get(variable), around.get(f"{variable}_FILE")
+        if given is not None or path_given is not None:
+            in_file, path_in_file = given, path_given
+        if in_file is not None and path_in_file is not None:
+            raise self.wrong(key, f"and {key}_file are both given")
+        if path_in_file is not None:
+            return self._read_secret(key, path_in_file)
+        if in_file is None and default is _MISSING:
+            raise self.wrong(key, "is missing")
+        if in_file is not None and not isinstance(in_file, str):
+            raise self.wrong(key, "must be a text")
+        return default if in_file is None else in_file
+
+    def _read_secret(self, key: str, path: Any) -> str:
+        if not isinstance(path, str):
+            raise self.wrong(f"{key}_file", "must be a text")
+        try:
+            return self._source.read(self._source.folder / path).strip()
+        except (OSError, ValueError) as problem:
+            raise self.wrong(f"{key}_file", f"{path} cannot be read: {_reason(problem)}") from None
+
+    def hexadecimal(self, key: str, chars: int) -> str:
+        """A secret of so many hex digits."""
+        value: str = self.secret(key)
+        if len(value) != chars or not set(value) <= set("0123456789abcdef"):
+            raise self.wrong(key, f"must be {chars} hex digits in lower case")
+        return value
+
+    def principal_secret(self, key: str) -> str:
+        """A secret that the board takes."""
+        value: str = self.secret(key)
+        if not SECRET_CHARS_MIN <= len(value) <= SECRET_CHARS_MAX or not value.isprintable():
+            raise self.wrong(
+                key, f"must have {SECRET_CHARS_MIN} to {SECRET_CHARS_MAX} printable characters"
+            )
+        return value
+
+    def admin(self, key: str) -> str | None:
+        """`USER:PASSWORD`, or ``None``."""
+        value: str | None = self.secret(key, None)
+        if value is not None and not is_admin(value):
+            raise self.wrong(key, "must be USER:PASSWORD")
+        return value
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        has_place = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # from a bad address or port
+        return False
+    is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+    return parts.scheme in ("http", "https") and has_place and is_bare and text.isascii()
+
+
+# How they are written
+
+
+def node_text(file: NodeFile) -> str:
+    """The file from which ``node_from`` makes this again."""
+    config = file.config
+    top: dict[str, Any] = {
+        "name": config.name,
+        "role": config.role,
+        "slot": config.slot,
+        "data": os.fspath(config.data),
+        "host": file.host,
+        "node_port": file.node_port,
+        "port": file.port,
+        "url": config.url,
+        "admin": config.admin,
+    }
+    parts = [_pairs(top)]
+    if config.board is not None:
+        parts.append(f"[board]\n{_pairs(dataclasses.asdict(config.board))}")
+    if config.keys.token:
+        parts.append(f"[keys]\n{_pairs(dataclasses.asdict(config.keys))}")
+    parts += _limits_text((config.limits, Limits()))
+    parts += [f"[[members]]\n{_pairs(dataclasses.asdict(one))}" for one in config.seeds]
+    return "\n".join(parts)
+
+
+def board_text(file: BoardFile) -> str:
+    """The file from which ``board_from`` makes this again."""
+    config = file.config
+    certificate = None if config.certificate is None else os.fspath(config.certificate)
+    top = {
+        "data": os.fspath(config.data),
+        "host": file.host,
+        "port": file.port,
+        "url": file.url,
+        "cluster": file.cluster,
+        "admin_secret": config.admins[BOARD_ADMIN],
+        "certificate": certificate,
+    }
+    parts = [_pairs(top)]
+    parts += _limits_text(
+        (config.broker, BrokerLimits()), (config.wire, WireLimits()), (config.log, LogSettings())
+    )
+    parts += [member_text(one, file.secrets[one.name]) for one in file.members]
+    return "\n".join(parts)
+
+
+def member_text(member: Member, secret: str) -> str:
+    """A member in a board's file."""
+    return f"[[members]]\n{_pairs({**dataclasses.asdict(member), 'secret': secret})}"
+
+
+def _limits_text(*kinds: tuple[Any, Any]) -> list[str]:
+    """A table of what differs from the defaults, if anything does."""
+    changed = {
+        field.name: value
+        for numbers, defaults in kinds
+        for field in dataclasses.fields(numbers)
+        if (value := getattr(numbers, field.name)) != getattr(defaults, field.name)
+    }
+    return [f"[limits]\n{_pairs(changed)}"] if changed else []
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    """Lines of keys and values, without those that are empty."""
+    kept = {key: value for key, value in values.items() if value not in (None, "", b"")}
+    return "".join(f"{key} = {_value(value)}\n" for key, value in kept.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bytes):
+        value = value.hex()
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,0 +1,141 @@
+"""How this node stands: what its answers say of the session and of the age of its view.
+
+    Divan-Session   where this client's writes are; sent back, it makes every node wait for them
+    Divan-Lag       how old the node's view may be, ms; "unknown" while no other node answers
+    Divan-Silent    slots without a live owner, with their age: "m2=5300"
+    Divan-Concern   the write concern that was reached
+    Divan-Visible   on how many nodes of how many, when "visible" was asked for and not reached
+
+A single node, which has nobody to differ from, says nothing of the kind.
+"""
+
+from math import ceil
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.types import Scope
+
+from divandb.cluster import sessions
+from divandb.cluster.peers import Peers
+from divandb.cluster.progress import Progress
+from divandb.cluster.sessions import NOTHING, Session, Token
+from divandb.commands import Concern
+from divandb.config import Limits
+from divandb.errors import BadRequest
+from divandb.settings import Settings
+
+FORWARDED = "divan-forwarded"
+"""On a request that another node passed on: it goes no further."""
+
+
+class Standing:
+    """What is true of every answer that this node gives just now."""
+
+    def __init__(
+        self, peers: Peers, progress: Progress, settings: Settings, limits: Limits
+    ) -> None:
+        self._peers = peers
+        self._progress = progress
+        self._settings = settings
+        self._limits = limits
+
+    @property
+    def is_alone(self) -> bool:
+        """Is there no other member?"""
+        return not self._peers.all()
+
+    def lag_ms(self) -> float | None:
+        """How old the view may be; ``None``: nobody knows."""
+        if not self._peers.lease_holds():
+            return None
+        return self._progress.lag(self._limits.silent_slot_ms)[0]
+
+    def age(self) -> list[tuple[str, str]]:
+        """The headers that say how old the view is."""
+        if self.is_alone:
+            return []
+        lag_ms, silent = self._progress.lag(self._limits.silent_slot_ms)
+        known = lag_ms is not None and self._peers.lease_holds()
+        found = [("divan-lag", str(ceil(lag_ms or 0)) if known else "unknown")]
+        if silent:
+            named = ", ".join(f"{slot}={int(age)}" for slot, age in sorted(silent.items()))
+            found.append(("divan-silent", named))
+        return found
+
+    def age_lines(self) -> bytes:
+        """The same as they go over the wire."""
+        return b"".join(b"%b: %b\r\n" % (n.encode(), v.encode()) for n, v in self.age())
+
+    def is_young(self, headers: Headers) -> bool:
+        """Does the view meet the request's ``Divan-Max-Staleness``? Raises ``BadRequest``."""
+        asked = headers.get("divan-max-staleness")
+        if asked is None or self.is_alone:
+            return True
+        if not asked.isascii() or not asked.isdigit() or len(asked) > 12:
+            raise BadRequest("Divan-Max-Staleness must be a number of milliseconds.")
+        lag_ms = self.lag_ms()
+        return lag_ms is not None and lag_ms <= int(asked)
+
+    def session(self, scope: Scope, headers: Headers, cookies: list[tuple[str, str]]) -> Session:
+        """The request's session; raises ``BadRequest`` for a header that cannot be read."""
+        token = sessions.of_cookies(cookies)
+        header = headers.get(sessions.HEADER)
+        if header is not None:
+            token = token.joined(sessions.parse(header))
+        connection = scope.get("divan.connection")
+        if connection is not None and connection.token is not None:
+            token = token.joined(connection.token)
+        return Session(token, self._concern(scope, headers))
+
+    def _concern(self, scope: Scope, headers: Headers) -> Concern:
+        asked = headers.get("divan-concern")
+        if asked is None and b"concern=" in scope.get("query_string", b""):
+            asked = QueryParams(scope["query_string"]).get("concern")
+        if asked is None:
+            return self.usual_concern()
+        try:
+            return Concern(asked)
+        except ValueError:
+            raise BadRequest("The concern must be local, board or visible.") from None
+
+    def usual_concern(self) -> Concern:
+        """What the operator has set for writes that do not say."""
+        name = self._settings.find("divan", "write_concern")
+        return Concern(name) if name in list(Concern) else Concern.LOCAL
+
+    def said(self, session: Session, *, wants_token: bool) -> list[tuple[str, str]]:
+        """The headers that carry the session on: with what it wrote, or if ``wants_token`` with
+        all that its answer may have shown.
+        """
+        found: list[tuple[str, str]] = []
+        if session.reached is not None and session.concern is not Concern.LOCAL:
+            found.append(("divan-concern", session.reached.value))
+            if session.concern is Concern.VISIBLE and session.reached is not Concern.VISIBLE:
+                found.append(("divan-visible", "{}/{}".format(*session.visible)))
+        if self.is_alone:
+            return found
+        slots = self._progress.slots
+        if session.written:
+            token = self.token_of(session)
+            text = sessions.text(token.vector, token.slots)
+            found.append(("set-cookie", sessions.cookie(session.slot, text)))
+            if not wants_token:
+                found.append(("divan-session", text))
+        if wants_token:
+            shown = session.needs.joined(Token(dict(self._progress.vector), slots))
+            shown = shown.joined(self.token_of(session))
+            found.append(("divan-session", sessions.text(shown.vector, shown.slots)))
+        return found
+
+    def token_of(self, session: Session) -> Token:
+        """What the request wrote."""
+        if not session.written:
+            return NOTHING
+        vector = dict(self._progress.newest(session.written))
+        slots = self._progress.slots
+        return Token(vector, {origin: slots.get(origin, session.slot) for origin in vector})
+
+    def note(self, scope: Scope, session: Session) -> None:
+        """The connection's next requests see what this one wrote, token or not."""
+        connection = scope.get("divan.connection")
+        if connection is not None and session.written and not self.is_alone:
+            connection.token = (connection.token or NOTHING).joined(self.token_of(session))

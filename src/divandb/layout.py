@@ -1,0 +1,172 @@
+"""A cluster on one machine: its nodes, and the configuration of each.
+
+The data folder remembers the nodes (``members.json``) and the cluster's secret, so that a later
+start brings back what was added to a running cluster:
+
+    DATA/secret        64 hex digits, mode 0600: all credentials come from it
+    DATA/members.json  name, role and slot of every node, and the URL of those on other hosts
+    DATA/ports.json    ports that nodes on other hosts know
+    DATA/board         the embedded board
+    DATA/m1, m1-r1, …  a node each
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from divandb import datadir
+from divandb.board import embedded_server
+from divandb.board.embedded import EmbeddedBoard
+from divandb.board.embedded_server import BoardConfig
+from divandb.clock import SystemRng
+from divandb.cluster import topics, trust
+from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member
+from divandb.configfile import BOARD_ADMIN
+from divandb.datadir import PlannedNode
+from divandb.pulse import Sockets
+from divandb.server import serve
+from divandb.store.file import FILE_NAME
+from divandb.supervisor import ChildSpec
+
+BOARD = "board"
+
+
+def planned(masters: int, replicas: int) -> list[PlannedNode]:
+    """``m1`` to ``mN``, each with its replicas ``m1-r1`` and so on."""
+    slots = [f"m{number}" for number in range(1, masters + 1)]
+    return [PlannedNode(slot, MASTER, slot) for slot in slots] + [
+        PlannedNode(f"{slot}-r{number}", REPLICA, slot)
+        for slot in slots
+        for number in range(1, replicas + 1)
+    ]
+
+
+def with_master(nodes: Sequence[PlannedNode]) -> PlannedNode:
+    """The next master."""
+    used = [topics.partition_of(node.slot) for node in nodes]
+    slot = f"m{max(used, default=-1) + 2}"
+    return PlannedNode(slot, MASTER, slot)
+
+
+def with_replica(nodes: Sequence[PlannedNode], slot: str) -> PlannedNode:
+    """The next replica of a slot; raises ``ValueError`` if there is no such slot."""
+    if not any(node.slot == slot and node.role == MASTER for node in nodes):
+        raise ValueError(f"there is no master {slot}")
+    numbers = [int(n.name.rpartition("-r")[2]) for n in nodes if n.slot == slot and "-r" in n.name]
+    return PlannedNode(f"{slot}-r{max(numbers, default=0) + 1}", REPLICA, slot)
+
+
+def needs_board(nodes: Sequence[PlannedNode]) -> bool:
+    """A node without others tells nobody."""
+    return len(nodes) > 1
+
+
+def is_new(data: Path, nodes: Sequence[PlannedNode]) -> bool:
+    """Has no node of the folder a file yet?"""
+    return not any((data / node.name / FILE_NAME).exists() for node in nodes)
+
+
+def specs(nodes: Sequence[PlannedNode], ports: Mapping[str, int]) -> list[ChildSpec]:
+    """The processes of this machine; clients are served by replicas, by masters if there are none.
+
+    ``ports``: of those that must have the same at every start.
+    """
+    here = [node for node in nodes if not node.url]
+    has_replicas = any(node.role == REPLICA for node in here)
+    board = ChildSpec(BOARD, BOARD, None, serves_clients=False, port=ports.get(BOARD, 0))
+    return [board] * needs_board(nodes) + [
+        ChildSpec(
+            node.name,
+            node.role,
+            node.slot if node.role == REPLICA else None,
+            serves_clients=node.role == REPLICA or not has_replicas,
+            port=ports.get(node.name, 0),
+        )
+        for node in here
+    ]
+
+
+async def arrange(
+    url: str, secret: str, cluster: str, members: Iterable[Member], secrets: Mapping[str, str]
+) -> None:
+    """Make the topics and principals of these members at the board, as its admin."""
+    board = EmbeddedBoard(url, BOARD_ADMIN, secret, SystemRng())
+    try:
+        await topics.arrange(board, cluster, members, secrets)
+    finally:
+        await board.close()
+
+
+@dataclasses.dataclass
+class Layout:
+    """All that is needed to run any of the processes."""
+
+    data: Path
+    admin: str
+    limits: Limits
+    secret: bytes
+    founding: bool = False
+    """No node had a file when the cluster was started."""
+    is_starting: bool = True
+    """Until all nodes have answered; the supervisor's process says when, and those that it starts
+    later know.
+    """
+
+    def serve(self, spec: ChildSpec, urls: Mapping[str, str], sockets: Sockets) -> None:
+        """Run one process until it is told to stop."""
+        if spec.role == BOARD:
+            embedded_server.serve(self.board_config(urls[BOARD]), [sockets.own])
+        else:
+            serve(self.node_config(spec, urls), sockets)
+
+    def board_config(self, url: str) -> BoardConfig:
+        """The embedded board's."""
+        admins = {BOARD_ADMIN: trust.board_secret(self.secret, BOARD_ADMIN)}
+        return BoardConfig(self.data / BOARD, admins, arrange=self._arranging(url))
+
+    def _arranging(self, url: str) -> Callable[[], Awaitable[None]]:
+        """Makes topics and principals of the nodes that the folder names by then."""
+
+        async def arrange_all() -> None:
+            nodes = await asyncio.to_thread(datadir.read_members, self.data)
+            members = [Member(node.name, node.role, node.slot, "") for node in nodes]
+            secrets = {one.name: trust.board_secret(self.secret, one.name) for one in members}
+            admin = trust.board_secret(self.secret, BOARD_ADMIN)
+            cluster = trust.keys_of(self.secret, "", "", "", is_master=False).cluster
+            await arrange(url, admin, cluster, members, secrets)
+
+        return arrange_all
+
+    def node_config(self, spec: ChildSpec, urls: Mapping[str, str]) -> Config:
+        """A node's; its seeds are all the others."""
+        nodes = datadir.read_members(self.data)
+        slots = {node.name: node for node in nodes}
+        slot = slots[spec.name].slot
+        keys = trust.keys_of(self.secret, spec.name, spec.role, slot, is_master=spec.role == MASTER)
+        others = [
+            Member(node.name, node.role, node.slot, node.url or urls[node.name])
+            for node in nodes
+            if (node.url or node.name in urls) and node.name != spec.name
+        ]
+        secret = trust.board_secret(self.secret, spec.name)
+        board = BoardAccess(urls[BOARD], spec.name, secret) if BOARD in urls else None
+        folder = self.data / spec.name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return Config(
+            data=folder,
+            name=spec.name,
+            role=spec.role,
+            slot=slot,
+            url=urls[spec.name],
+            admin=self.admin,
+            board=board,
+            keys=keys,
+            seeds=tuple(others),
+            founding=self._is_founding(folder),
+            limits=self.limits,
+        )
+
+    def _is_founding(self, folder: Path) -> bool:
+        """When all start together, only a node that has lost its file looks for another."""
+        return self.is_starting and (self.founding or (folder / FILE_NAME).exists())

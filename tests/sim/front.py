@@ -1,0 +1,89 @@
+"""Where requests come in: what ``httpd.protocol`` does with a connection, without the connection."""
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from divandb.cluster.sessions import Token
+from divandb.httpd.peer_lane import PREFIX
+from tests.sim.network import Exchange, Headers
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node
+
+ADDRESS = "10.0.0.1"
+
+
+class Connection:
+    """Each request has one of its own: nothing is known of the client but what it brings."""
+
+    token: Token | None = None
+
+
+async def answer(node: "Node", exchange: Exchange) -> None:
+    """Answer one request, on a fast lane if one takes it."""
+    method, path, headers, body = exchange.request
+    url = path.encode()
+    if method == "POST" and url.startswith(PREFIX):
+        handler = node.peer_lane.handler(url, headers)
+        if handler is not None:
+            handler(body, lambda *parts: _whole(exchange, *parts))
+            return
+    if method == "GET":
+        made = node.lane.read(url, headers, ADDRESS, [], None, body=True)
+        if made is not None:
+            _whole(exchange, *_taken_apart(made))
+            return
+    scope = _scope(method, path, headers)
+    if method == "PUT" and node.lane.takes_write(url, headers):
+        done = lambda *parts: _whole(exchange, *parts)  # noqa: E731
+        if node.lane.write(url, headers, ADDRESS, body, scope, done):
+            return
+    await _through_app(node, exchange, scope)
+
+
+def _whole(exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+    exchange.send((status, headers))
+    if body:
+        exchange.send(body)
+    exchange.send(None)
+
+
+def _taken_apart(made: bytes) -> tuple[int, Headers, bytes]:
+    head, _, body = made.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    headers = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+    return int(first.split()[1]), headers, body
+
+
+def _scope(method: str, path: str, headers: Headers) -> dict[str, Any]:
+    plain, _, query = path.partition("?")
+    return {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+        "method": method, "path": unquote(plain), "raw_path": path.encode(),
+        "query_string": query.encode(), "root_path": "", "scheme": "http", "headers": headers,
+        "client": (ADDRESS, 1), "server": ("node", 80), "state": {},
+        "divan.connection": Connection(),
+    }  # fmt: skip
+
+
+async def _through_app(node: "Node", exchange: Exchange, scope: dict[str, Any]) -> None:
+    given = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal given
+        if given:
+            await exchange.gone.wait()
+            return {"type": "http.disconnect"}
+        given = True
+        return {"type": "http.request", "body": exchange.request.body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            exchange.send((message["status"], list(message["headers"])))
+            return
+        if message.get("body"):
+            exchange.send(message["body"])
+        if not message.get("more_body"):
+            exchange.send(None)
+
+    await node.app(scope, receive, send)

@@ -1,0 +1,166 @@
+"""What really happened: every write that any master has committed, by its dot.
+
+Known to checkers alone. It is told of each commit in the step that makes it, and looks into the
+outbox for the names of the writes in it.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from divandb.commands import Edit, Graft, Purge, WriteDocuments
+from divandb.revtree import parse_rev
+from divandb.store.ledger import Kind
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node
+
+Place = tuple[str, int, str]
+"""(database, generation, document)."""
+
+
+class Write(NamedTuple):
+    """One committed write."""
+
+    slot: str
+    at_s: float
+    kind: int
+    name: str
+    generation: int
+    key: str
+    """Document id, or ``kind/key`` of a register."""
+    rev: str | None
+    """The revision that was made; a purge makes none."""
+    parent: str | None
+    stamp: int
+
+    @property
+    def place(self) -> Place:
+        return (self.name, self.generation, self.key)
+
+
+class History:
+    """All writes of a run."""
+
+    def __init__(self) -> None:
+        self.writes: dict[int, list[Write]] = {}
+        """By origin, in the order of their numbers."""
+        self.parents: dict[Place, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self.dots: dict[tuple[Place, str], set[tuple[int, int]]] = defaultdict(set)
+        """The writes that made a revision."""
+        self.purged: dict[Place, set[str]] = defaultdict(set)
+        self.deletions: dict[Place, set[str]] = defaultdict(set)
+        self._times: dict[int, list[float]] = {}
+
+    def committed(self, node: "Node", command: Any, result: Any, before: Any, after: Any) -> None:
+        """A command's writes are durable: those behind ``before``, up to ``after``."""
+        assert node.is_master, f"{node.name} is a replica, and writes"
+        origin, last = after
+        known = self.writes.setdefault(origin, [])
+        first = before[1] if before and before[0] == origin else 0
+        assert len(known) == first, f"{node.name} uses number {first + 1} of {origin} again"
+        rows: Any = node.connection.execute(
+            "SELECT oseq, kind, db, key, stamp FROM outbox WHERE origin = ? AND oseq > ?"
+            " AND oseq <= ? ORDER BY oseq", (origin, first, last),
+        ).fetchall()  # fmt: skip
+        made = self._made(command, result)
+        for oseq, kind, db, key, stamp in rows:
+            database = node.ledger.databases.get(db)
+            name, generation = (database.name, database.generation) if database else ("", 0)
+            rev, parent = made[key].pop(0) if made.get(key) else (None, None)
+            at_s = node.cluster.loop.time()
+            write = Write(node.member.slot, at_s, kind, name, generation, key, rev, parent, stamp)
+            assert len(known) == oseq - 1, f"{node.name} leaves out number {len(known) + 1}"
+            known.append(write)
+            self._times.setdefault(origin, []).append(at_s)
+            if rev is not None:
+                self.dots[write.place, rev].add((origin, oseq))
+        self._note(command, result)
+
+    def _made(self, command: Any, result: Any) -> dict[str, list[tuple[str, str | None]]]:
+        made: dict[str, list[tuple[str, str | None]]] = {}
+        if isinstance(command, WriteDocuments):
+            for write, rev in zip(command.writes, result, strict=True):
+                if isinstance(rev, str):
+                    parent = write.parent if isinstance(write, Edit) else None
+                    made.setdefault(write.id, []).append((rev, parent))
+        return made
+
+    def _note(self, command: Any, result: Any) -> None:
+        """Who descends from whom, and what was purged."""
+        if isinstance(command, Purge):
+            for doc_id, revs in result.items():
+                self.purged[command.database, command.generation, doc_id].update(revs)
+        elif isinstance(command, WriteDocuments):
+            for write, rev in zip(command.writes, result, strict=True):
+                place = (command.database, command.generation, write.id)
+                if isinstance(rev, str):
+                    if write.deleted:
+                        self.deletions[place].add(rev)
+                    path = _path(write)
+                    for child, parent in zip(path, path[1:], strict=False):
+                        self.parents[place][child].add(parent)
+
+    def behind(self, old: dict[int, int], new: dict[int, int]) -> Iterator[tuple[int, int, Write]]:
+        """(origin, oseq, write) of all that ``new`` covers and ``old`` does not."""
+        for origin, upto in new.items():
+            known = self.writes.get(origin, [])
+            for oseq in range(old.get(origin, 0) + 1, min(upto, len(known)) + 1):
+                yield origin, oseq, known[oseq - 1]
+
+    def covered(self, vector: dict[int, int]) -> Iterator[tuple[int, int, Write]]:
+        """All that a vector covers."""
+        return self.behind({}, vector)
+
+    def all(self) -> Iterator[tuple[int, int, Write]]:
+        """Everything."""
+        return self.behind({}, {origin: len(known) for origin, known in self.writes.items()})
+
+    def before(self, moment_s: float) -> Iterator[tuple[int, int, str]]:
+        """(origin, last number, slot) of what was written before a moment."""
+        for origin, times in self._times.items():
+            count = bisect_left(times, moment_s)
+            if count:
+                yield origin, count, self.writes[origin][0].slot
+
+    def ancestors(self, place: Place, revs: set[str]) -> set[str]:
+        """These revisions and all that they descend from."""
+        found, todo = set(revs), list(revs)
+        parents = self.parents[place]
+        while todo:
+            for parent in parents.get(todo.pop(), ()):
+                if parent not in found:
+                    found.add(parent)
+                    todo.append(parent)
+        return found
+
+    def uncovered(self, place: Place, vector: dict[int, int]) -> set[str]:
+        """The revisions of a document that were written and that a vector does not cover."""
+        return {
+            rev
+            for (where, rev), dots in self.dots.items()
+            if where == place and any(vector.get(o, 0) < n for o, n in dots)
+        }
+
+    def has(self, doc_id: str) -> bool:
+        """Has any master committed a revision of a document of this name?"""
+        return any(place[2] == doc_id for place, _ in self.dots)
+
+    def is_known(self, name: str, doc_id: str, rev: str) -> bool:
+        """Has any master committed this revision of the document?"""
+        return any(
+            known == rev and place[0] == name and place[2] == doc_id for place, known in self.dots
+        )
+
+
+def _path(write: Edit | Graft) -> list[str]:
+    """The revision and its ancestry as far as the write says, newest first."""
+    if isinstance(write, Graft):
+        return [f"{write.pos - index}-{name}" for index, name in enumerate(write.ancestry)]
+    if write.parent is None:
+        return [f"1-{write.rev_hash}"]
+    return [f"{parse_rev(write.parent)[0] + 1}-{write.rev_hash}", write.parent]
+
+
+DOCUMENT, REGISTER, CREATED, DROPPED = Kind.DOCUMENT, Kind.REGISTER, Kind.CREATED, Kind.DROPPED

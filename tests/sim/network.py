@@ -1,0 +1,302 @@
+"""A simulated network: requests and answers take time, are lost, come twice, and are cut.
+
+An exchange is one request with its answer, as HTTP/1.1 over a connection of its own has it: what
+was sent to a stopped process waits there until it goes on; who dies resets its connections; a cut
+swallows what is on its way.
+"""
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+
+from divandb.link import LinkBroken, Reply
+from tests.sim.world import Process, SimLoop
+
+Headers = list[tuple[bytes, bytes]]
+CONNECT_S = 2.0
+RESET_S = 0.5
+INSTANT_S = 1e-6
+"""Between two parts of an answer: timers of one moment may run in any order."""
+CONNECTED_BEFORE = 0.5
+"""The chance that a request to somebody behind a cut goes out on a connection from before it."""
+
+
+@dataclasses.dataclass
+class Faults:
+    """How bad things are; a scenario sets these. Shares are of requests."""
+
+    delay_s: float = 0.002
+    """The longest time that a message usually takes."""
+    slow: float = 0.0
+    """Share of messages that take up to ``late_s``."""
+    late_s: float = 3.0
+    answer_s: float = 10.0
+    """So long a node waits for another's answer."""
+    requests_lost: float = 0.0
+    """Never carried out."""
+    replies_lost: float = 0.0
+    """Carried out, and not answered."""
+    requests_doubled: float = 0.0
+    """Of those between nodes: carried out a second time, up to ``late_s`` later, with nobody to
+    take that answer.
+    """
+    lost_answers: float = 0.0
+    """Batches that the board stores and does not acknowledge."""
+    torn_batches: float = 0.0
+    """Batches of which only a part is stored, and which are not acknowledged."""
+    late_batches: float = 0.0
+    """Batches that are given up, and stored all the same up to ``late_s`` later."""
+
+
+class Broken(Exception):
+    """No answer, or only half of one. ``sent``: may the request have been carried out?"""
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.sent = sent
+
+
+class Request(NamedTuple):
+    """What is asked."""
+
+    method: str
+    path: str
+    """With its query."""
+    headers: Headers
+    body: bytes
+
+
+class Site:
+    """A place on the network: a name, and the process that answers there, if one does."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process: Process | None = None
+        self.serve: Callable[[Exchange], Awaitable[None]]
+        """Answers an exchange; runs in the process."""
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, network: "Network", source: str, target: str, request: Request) -> None:
+        self.request = request
+        self.gone = asyncio.Event()
+        """Set when nobody waits for the answer any more."""
+        self._network = network
+        self._source = source
+        self._target = target
+        self._parts: asyncio.Queue[Any] = asyncio.Queue()
+        self._last_at = 0.0
+        self.is_mute = False
+        """Does the answer go nowhere?"""
+
+    def send(self, part: Any) -> None:
+        """The answering side: (status, headers), then pieces of the body, then ``None``."""
+        if not self.is_mute:
+            loop = self._network.loop
+            self._last_at = max(self._last_at + INSTANT_S, loop.now_s + self._network.delay())
+            loop.call_at(self._last_at, self._arrive, part, context=loop.nobody)
+
+    def _arrive(self, part: Any) -> None:
+        if self._network.arrives(self._target, self._source):
+            self._parts.put_nowait(part)
+
+    def reset(self, after_s: float = 0.0) -> None:
+        """The connection breaks."""
+        self.is_mute = True
+        self._network.loop.later(after_s, self._parts.put_nowait, Broken("reset", sent=True))
+
+    def abandon(self) -> None:
+        """The asking side goes away."""
+        self._network.loop.later(self._network.delay(), self.gone.set)
+
+    async def receive(self, silence_s: float) -> Any:
+        """The asking side: the next part; raises ``Broken``."""
+        try:
+            async with asyncio.timeout(silence_s):
+                part = await self._parts.get()
+        except TimeoutError:
+            raise Broken("gave no answer in time", sent=True) from None
+        if isinstance(part, Broken):
+            raise part
+        return part
+
+
+class Network:
+    """All sites, and what lies between them."""
+
+    def __init__(self, loop: SimLoop, rng: random.Random, faults: Faults) -> None:
+        self.loop = loop
+        self.faults = faults
+        self.sites: dict[str, Site] = {}
+        self.cuts: set[frozenset[str]] = set()
+        self._rng = rng
+        self._muted: set[tuple[str, str]] = set()
+
+    def add(self, name: str) -> Site:
+        """A new place; its URL is ``http://NAME``."""
+        return self.sites.setdefault(name, Site(name))
+
+    def linked(self, one: str, other: str) -> bool:
+        """Do messages pass between them?"""
+        return frozenset((one, other)) not in self.cuts
+
+    def mute(self, one: str, other: str) -> None:
+        """What ``one`` answers does not come to ``other``."""
+        self._muted.add((one, other))
+
+    def unmute(self) -> None:
+        """All answers arrive again."""
+        self._muted.clear()
+
+    def arrives(self, one: str, other: str) -> bool:
+        """Does what ``one`` sends just now come to ``other``?"""
+        return self.linked(one, other) and (one, other) not in self._muted
+
+    def delay(self) -> float:
+        """How long a message takes."""
+        faults = self.faults
+        longest = faults.late_s if self._rng.random() < faults.slow else faults.delay_s
+        return self._rng.random() * longest
+
+    async def open(
+        self, source: str, target: str, request: Request, connect_s: float = CONNECT_S
+    ) -> Exchange:
+        """Send a request; raises ``Broken`` if it cannot be sent."""
+        await asyncio.sleep(self.delay())
+        exchange = Exchange(self, source, target, request)
+        site, faults = self.sites[target], self.faults
+        if not self.linked(source, target):
+            if self._rng.random() < CONNECTED_BEFORE:
+                return exchange
+            await asyncio.sleep(connect_s)
+            raise Broken("cannot be reached", sent=False)
+        if site.process is None or not site.process.is_alive:
+            raise Broken("refused", sent=False)
+        if self._rng.random() < faults.requests_lost:
+            exchange.reset(self._rng.random() * RESET_S)
+            return exchange
+        if self._rng.random() < faults.replies_lost:
+            exchange.reset(self._rng.random() * RESET_S)
+        delay_s = self.delay()
+        self.loop.later(delay_s, self._deliver, exchange, site)
+        between_nodes = self.sites[source].process is not None
+        if between_nodes and self._rng.random() < faults.requests_doubled:
+            second = Exchange(self, source, target, request)
+            second.is_mute = True
+            delay_s += self._rng.random() * faults.late_s
+            self.loop.later(delay_s, self._deliver, second, site)
+        return exchange
+
+    def _deliver(self, exchange: Exchange, site: Site) -> None:
+        process = site.process
+        if process is None or not process.is_alive:
+            exchange.reset()
+        elif self.linked(exchange._source, site.name):
+            process.at_death.append(exchange.reset)
+            task = process.start(_answered(site.serve(exchange), exchange))
+            task.add_done_callback(
+                lambda _: process.at_death.remove(exchange.reset), context=self.loop.nobody
+            )
+
+    async def ask(
+        self, source: str, target: str, request: Request, within_s: float
+    ) -> Reply:
+        """A whole answer; raises ``Broken``."""
+        until = self.loop.now_s + within_s
+        exchange = await self.open(source, target, request)
+        try:
+            status, headers = await exchange.receive(until - self.loop.now_s)
+            body = bytearray()
+            while (piece := await exchange.receive(until - self.loop.now_s)) is not None:
+                body += piece
+        finally:
+            exchange.abandon()
+        return Reply(status, headers, bytes(body))
+
+
+async def _answered(work: Awaitable[None], exchange: Exchange) -> None:
+    try:
+        await work
+    except Exception:
+        exchange.reset()
+        raise
+
+
+class SimLink:
+    """What ``divandb.link.Link`` is between real nodes."""
+
+    def __init__(
+        self, network: Network, source: str, url: str, headers: Mapping[str, str]
+    ) -> None:
+        self._network = network
+        self._source = source
+        self._headers = [(n.encode(), v.encode()) for n, v in headers.items()]
+        self.set_url(url)
+
+    def set_url(self, url: str) -> None:
+        self._target = urlsplit(url).hostname or ""
+
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", *, wait_s: float = 0.0,
+        body_bytes_max: int, repeatable: bool = False,
+    ) -> Reply:  # fmt: skip
+        headers = [*self._headers, (b"content-length", b"%d" % len(body))]
+        request = Request(method, path, headers, body)
+        within_s = wait_s + self._network.faults.answer_s
+        try:
+            return await self._network.ask(self._source, self._target, request, within_s)
+        except Broken as broken:
+            raise LinkBroken(f"{self._target} {broken.reason}", sent=broken.sent) from None
+
+    async def close(self) -> None:
+        return
+
+
+class SimTransport(httpx.AsyncBaseTransport):
+    """The network for those parts of a node that stream over httpx."""
+
+    def __init__(self, network: Network, source: str) -> None:
+        self._network = network
+        self._source = source
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = await request.aread()
+        headers = [(name.lower(), value) for name, value in request.headers.raw]
+        asked = Request(request.method, request.url.raw_path.decode(), headers, body)
+        limits = request.extensions["timeout"]
+        try:
+            exchange = await self._network.open(
+                self._source, request.url.host, asked, limits["connect"]
+            )
+        except Broken as broken:
+            raise httpx.ConnectError(broken.reason) from None
+        try:
+            status, headers = await exchange.receive(limits["read"])
+        except Broken as broken:
+            exchange.abandon()
+            raise httpx.ReadError(broken.reason) from None
+        return httpx.Response(status, headers=headers, stream=_Stream(exchange, limits["read"]))
+
+
+class _Stream(httpx.AsyncByteStream):
+    def __init__(self, exchange: Exchange, silence_s: float) -> None:
+        self._exchange = exchange
+        self._silence_s = silence_s
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while (piece := await self._exchange.receive(self._silence_s)) is not None:
+                yield piece
+        except Broken as broken:
+            raise httpx.ReadError(broken.reason) from None
+
+    async def aclose(self) -> None:
+        self._exchange.abandon()

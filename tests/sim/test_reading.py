@@ -1,0 +1,299 @@
+"""Scenarios of readers: sessions, the age of a view, cursors that move between nodes."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from tests.sim.client import Client, Follower, Notebook
+from tests.sim.cluster import Cluster
+
+Play = Callable[..., Any]
+
+
+def test_trace_21_a_cursor_from_a_page_says_no_more_than_the_page_has_shown(play: Play) -> None:
+    """25 of 300 changes at one node, the rest at another, whose places are others."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        here, there = c.group("m1")[1], c.group("m2")[1]
+        await m1.create("x")
+        await c.settled()
+        for number in range(150):
+            await m1.put("x", f"a{number}", 1)
+            await m2.put("x", f"b{number}", 1)
+        await c.settled()
+        for first, second in ((here, there), (there, here), (m1, there)):
+            follower = Follower(Client(c), "x")
+            assert await follower.poll(first, 25) == 25
+            await follower.poll(second, 1000)
+            follower.check_all()
+
+    play(body, masters=2, mark_changes_max=100)
+
+
+def test_a_reader_that_moves_at_each_poll_misses_nothing_while_all_write(play: Play) -> None:
+    async def body(c: Cluster) -> None:
+        for node in c.masters:
+            await node.create("x")
+        await c.settled()
+        follower = Follower(Client(c), "x")
+        done = False
+
+        async def write() -> None:
+            for number in range(100):
+                node = c.masters[number % 2]
+                shown = node.row("x", f"d{number % 30}").document.shown()
+                parent = shown[0].rev if shown else None
+                await node.put("x", f"d{number % 30}", number, parent=parent)
+
+        writing = asyncio.ensure_future(write())
+        while not done:
+            done = writing.done()
+            await follower.poll(c.rng.choice(c.nodes), c.rng.choice([1, 10, 50]))
+        await c.settled()
+        await follower.poll(c.nodes[-1], 1000)
+        follower.check_all()
+
+    play(body, masters=2, replicas=2)
+
+
+def test_trace_22_a_cursor_outlives_the_file_that_gave_it(play: Play) -> None:
+    """A node's file is lost and filled again, in another order: N means another place there."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        replica = c.group("m1")[1]
+        await m1.create("x")
+        await c.settled()
+        for number in range(60):
+            await c.masters[number % 2].put("x", f"d{number}", 1)
+        await c.settled()
+        follower = Follower(Client(c), "x")
+        await follower.poll(replica, 30)
+        replica.crash()
+        replica.lose_file()
+        c.board.truncate(keep=0)
+        # What comes first now is what came last.
+        for number in range(20):
+            (leaf,) = m2.leaves("x", f"d{number}")
+            await m2.put("x", f"d{number}", 2, parent=leaf)
+        c.start(replica)
+        await c.settled()
+        await follower.poll(replica, 1000)
+        follower.check_all()
+
+    play(body, masters=2)
+
+
+def test_trace_22_a_cursor_of_a_database_that_was_made_again_begins_anew(play: Play) -> None:
+    """Its N lies beyond the new one's end, or worse, within it."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        await m1.create("x")
+        for number in range(30):
+            await m1.put("x", f"d{number}", 1)
+        await c.settled()
+        followers = [Follower(Client(c, f"f{n}"), "x") for n in range(2)]
+        for follower in followers:
+            await follower.poll(m1, 10)
+        await m2.drop("x")
+        await m2.create("x")
+        await m2.put("x", "few", 1)
+        await c.settled()
+        await followers[0].poll(m1, 1000)
+        followers[0].check_all()
+        for number in range(30):
+            await m2.put("x", f"many{number}", 1)
+        await c.settled()
+        await followers[1].poll(m2, 1000)
+        followers[1].check_all()
+
+    play(body, masters=2)
+
+
+def test_a_cursor_outlives_a_restart_of_its_node(play: Play) -> None:
+    """After a crash the node has another numbering; nothing is missed, nor shown from the start."""
+
+    async def body(c: Cluster) -> None:
+        m1 = c.masters[0]
+        replica = c.group("m1")[1]
+        await m1.create("x")
+        for number in range(40):
+            await m1.put("x", f"d{number}", 1)
+        await c.settled()
+        follower = Follower(Client(c), "x")
+        await follower.poll(replica, 30)
+        replica.restart()
+        assert await follower.poll(replica, 1000) < 30
+        follower.check_all()
+
+    play(body, masters=2)
+
+
+def test_trace_23_a_session_goes_on_after_its_master_died(play: Play) -> None:
+    """It holds 1-a from a dead master and puts 2-b elsewhere: with its token that is taken on the
+    unknown parent, which takes its place when it comes; without, it is a conflict.
+    """
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        client, stranger = Client(c, carries="header"), Client(c, "stranger")
+        await client.put(m2, "/x", {})
+        await c.settled()
+        c.cut(c.group("m1"), c.group("m2"))
+        c.cut_from_board(m1)
+        first = (await client.put(m1, "/x/d", {"v": 1})).json["rev"]
+        m1.crash()
+        await c.passes(3)
+        second = {"v": 2, "_rev": first}
+        assert (await stranger.put(m2, "/x/d", second)).status == 409
+        answer = await client.put(c.group("m2")[1], "/x/d", second)
+        assert answer.status == 201
+        c.heal()
+        c.start(m1)
+        await c.settled()
+        assert all(n.leaves("x", "d") == [answer.json["rev"]] for n in c.nodes)
+        assert not m1.row("x", "d").document.context.keys() - c.history.writes.keys()
+
+    play(body, masters=2)
+
+
+def test_trace_24_cookies_of_two_slots_do_not_overwrite_each_other(play: Play) -> None:
+    """Two writes at once, through two masters; then a read where neither has arrived."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.masters
+        third = c.group("m3")[1]
+        client = Client(c, carries="cookies")
+        await client.put(m1, "/x", {})
+        await c.settled()
+        answers = await asyncio.gather(
+            client.put(c.group("m1")[1], "/x/a", {"v": 1}),
+            client.put(c.group("m2")[1], "/x/b", {"v": 1}),
+        )
+        assert [answer.status for answer in answers] == [201, 201]
+        assert {"DivanSession-m1", "DivanSession-m2"} <= client.cookies.keys()
+        assert not third.leaves("x", "a") or not third.leaves("x", "b")
+        found = await asyncio.gather(client.get(third, "/x/a"), client.get(third, "/x/b"))
+        assert [answer.status for answer in found] == [200, 200]
+
+    play(body, masters=3)
+
+
+def test_trace_27_the_age_of_a_view_stays_small_when_an_owner_dies(play: Play) -> None:
+    """The slot is silent and named, with its age; the lag counts those that live."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.masters
+        client = Client(c)
+        await client.put(m1, "/x", {})
+        await client.put(m1, "/x/d", {"v": 1})
+        await c.settled()
+        m1.crash()
+        await c.passes(10)
+        for node in (m2, m3, *c.replicas):
+            answer = await client.get(node, "/x/d", divan_max_staleness="2000")
+            assert answer.status == 200
+            assert int(answer.header("divan-lag") or "") < 2000
+            silent = answer.header("divan-silent") or ""
+            assert silent.startswith("m1=")
+            assert int(silent.removeprefix("m1=")) > 5000
+        c.start(m1)
+        await c.settled()
+        await c.passes(2)
+        assert all("divan-silent" not in dict(node.standing.age()) for node in c.nodes)
+
+    play(body, masters=3)
+
+
+def test_a_view_that_is_too_old_is_not_shown_to_who_asks_for_a_young_one(play: Play) -> None:
+    """A replica that gets nothing any more passes the request on to its master."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        replica = c.group("m1")[1]
+        client = Client(c)
+        await client.put(m1, "/x", {})
+        await c.settled()
+        c.cut_from_board(replica)
+        replica.peers.fetch = None  # neither its board nor its peers bring it anything
+        replica.fetcher._sources = lambda: []  # type: ignore[method-assign]
+        await client.put(m1, "/x/d", {"v": 1})
+        await c.passes(4)
+        assert (await client.get(replica, "/x/d")).status == 404
+        young = await client.get(replica, "/x/d", divan_max_staleness="2000")
+        assert young.status == 200
+        replica.restart()
+        c.heal()
+
+    play(body, masters=2)
+
+
+def test_a_session_reads_its_writes_wherever_it_goes(play: Play) -> None:
+    """On slow links, with all three ways to carry the token; with the header nothing goes back."""
+
+    async def body(c: Cluster) -> None:
+        client = Client(c)
+        await client.put(c.masters[0], "/x", {})
+        await c.settled()
+        c.faults.delay_s = 0.3
+        books = [Notebook(Client(c, name, name), "x") for name in ("header", "cookies")]
+        for number in range(20):
+            for book in books:
+                assert await book.write(c.nodes[number % len(c.nodes)])
+                await book.read(c.rng.choice(c.nodes))
+                await book.read(c.rng.choice(c.nodes))
+        assert all(book.reads == 40 for book in books)
+
+    play(body, masters=2, replicas=2)
+
+
+def test_a_session_whose_writes_nobody_has_is_answered_and_told(play: Play) -> None:
+    """The freshest answers at once and says so."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        client = Client(c, carries="header")
+        await client.put(m2, "/x", {})
+        await c.settled()
+        c.cut(c.group("m1"), c.group("m2"))
+        c.cut_from_board(m1)
+        assert (await client.put(m1, "/x/d", {"v": 1})).status == 201
+        m1.crash()
+        await c.passes(3)
+        answer = await client.get(c.group("m2")[1], "/x/d")
+        assert answer.status == 404
+        assert answer.header("divan-session-behind") == "true"
+        c.heal()
+        c.start(m1)
+        await c.settled()
+        answer = await client.get(c.group("m2")[1], "/x/d")
+        assert answer.status == 200
+        assert answer.header("divan-session-behind") is None
+
+    play(body, masters=2)
+
+
+def test_who_is_asked_instead_says_when_it_is_behind_too(play: Play) -> None:
+    """The session wrote at m3 and at m1, which died; m3 is asked, and has only half of it."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.masters
+        client = Client(c, carries="header")
+        await client.put(m3, "/x", {})
+        await client.put(m3, "/x/mine", {})
+        await c.settled()
+        c.cut([m1], [node for node in c.nodes if node is not m1])
+        c.cut_from_board(m1)
+        assert (await client.put(m1, "/x/d", {"v": 1})).status == 201
+        m1.crash()
+        await c.passes(4)
+        for node in (*c.group("m1")[1:], m2, m3):
+            answer = await client.get(node, "/x/d")
+            assert answer.status == 404
+            assert answer.header("divan-session-behind") == "true"
+        c.heal()
+        c.start(m1)
+
+    play(body, masters=3)
