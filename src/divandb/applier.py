@@ -17,7 +17,7 @@ from divandb.board.base import Batch
 from divandb.board.source import PlaceGone
 from divandb.clock import Rng
 from divandb.store.positions import Position
-from divandb.telemetry import Log
+from divandb.telemetry import Log, Trouble
 
 RETRY_S_MIN = 0.05
 RETRY_S_MAX = 2.0
@@ -76,7 +76,7 @@ class Applier:
         self._catch_up = catch_up
         self._pace = pace
         self._rng = rng
-        self._log = log
+        self._trouble = Trouble(log, "applying waits", topic=source.topic)
         self._applied = applied
         self._untold: tuple[list[bytes], Position] | None = None
         self._gap_since: float | None = None
@@ -86,8 +86,11 @@ class Applier:
         """How far was applied."""
         self.end: int | None = None
         """The log's end as last seen: ``end - position.next`` events are still to be applied."""
-        self.failing: str | None = None
+
+    @property
+    def failing(self) -> str | None:
         """The last fault, while applying fails."""
+        return self._trouble.failing
 
     async def run(self) -> None:
         """Apply until cancelled; a board that is away is tried again with back-off."""
@@ -97,12 +100,10 @@ class Applier:
                 await self._tell()
                 await self._step()
                 await self._mend()
-                self.failing = None
+                self._trouble.over()
                 pause_s = RETRY_S_MIN
             except Exception as fault:
-                if self.failing is None:
-                    self._log.event("applying waits", topic=self._source.topic, fault=repr(fault))
-                self.failing = str(fault) or repr(fault)
+                self._trouble.met(fault, asyncio.get_running_loop().time())
                 await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
                 pause_s = min(pause_s * 2, RETRY_S_MAX)
 

@@ -1,35 +1,66 @@
 """One node's condition, as `divandb status` and ``GET /_divan/status`` show it."""
 
+import dataclasses
+import os
 from typing import Any
 
+import msgspec
+
 from divandb.clock import Clock
+from divandb.cluster.blobs import Gatherer
+from divandb.cluster.courier import Courier
 from divandb.cluster.fetching import Fetcher
 from divandb.cluster.peers import Peer, Peers
 from divandb.cluster.progress import Progress
-from divandb.config import Config
+from divandb.cluster.snapshots import Shelf
+from divandb.config import MASTER, Config
 from divandb.node import Role
+from divandb.store import arrivals, outbox
+from divandb.store.file import Connection
+from divandb.store.ledger import Alarms
 from divandb.store.writer import Writer
+from divandb.telemetry import rfc3339
 from divandb.vector import Vector
 
+REASONS_MAX = 3
+"""Holes whose reasons are shown, the latest."""
+REASON_CHARS_MAX = 200
 
-def condition(
-    config: Config,
-    progress: Progress,
-    peers: Peers,
-    role: Role,
-    fetcher: Fetcher,
-    writer: Writer,
-    clock: Clock,
-) -> dict[str, Any]:
+
+@dataclasses.dataclass(frozen=True)
+class Inside:
+    """The parts of a node that its condition is read from."""
+
+    config: Config
+    started_ms: int
+    """Wall clock at the start of the process."""
+    progress: Progress
+    peers: Peers
+    role: Role
+    fetcher: Fetcher
+    gatherer: Gatherer
+    shelf: Shelf
+    writer: Writer
+    courier: Courier | None
+    """``None`` at a master."""
+    alarms: Alarms
+    reading: Connection
+    clock: Clock
+
+
+def condition(inside: Inside) -> dict[str, Any]:
     """JSON: vectors have origins as 16 hex digits, times are milliseconds."""
+    config, progress, peers = inside.config, inside.progress, inside.peers
     lag_ms, silent = progress.lag(config.limits.silent_slot_ms)
-    now = clock.monotonic()
-    masters = {p.member.slot: p for p in peers.all() if p.member.role == "master"}
+    now = inside.clock.monotonic()
+    masters = {p.member.slot: p for p in peers.all() if p.member.role == MASTER}
     return {
         "name": config.name,
         "role": config.role,
         "slot": config.slot,
         "url": config.url,
+        "pid": os.getpid(),
+        "started": rfc3339(inside.started_ms),
         "vector": shown(progress.vector),
         "lag_ms": None if lag_ms is None else round(lag_ms, 1),
         "silent": {slot: round(age) for slot, age in silent.items()},
@@ -40,11 +71,19 @@ def condition(
             }
             for slot, age in progress.ages_ms().items()
         },
-        "board": _board(role),
-        "queue_jobs": writer.waiting_jobs,
+        "board": _board(inside.role),
+        "outbox_rows": _unpublished(inside),
+        "queue_jobs": inside.writer.waiting_jobs,
+        "forwarding_jobs": None if inside.courier is None else inside.courier.waiting_jobs,
         "loop_late_ms": round(peers.load_ms, 1),
         "applier_share_max": config.limits.applier_share_max,
-        "caught_up_events": fetcher.events,
+        "caught_up_events": inside.fetcher.events,
+        "holes": _holes(inside.reading),
+        "waiting_local": arrivals.count_waiting(inside.reading),
+        "missing_blobs": inside.gatherer.missing,
+        "fetched_blobs": inside.gatherer.fetched,
+        "alarms": msgspec.to_builtins(inside.alarms),
+        "snapshot": inside.shelf.status(),
         "peers": [_peer(peers, peer, now) for peer in peers.all()],
     }
 
@@ -59,6 +98,20 @@ def _behind(own: Vector, peer: Peer | None) -> int | None:
     if peer is None:
         return None
     return sum(max(oseq - own.get(origin, 0), 0) for origin, oseq in peer.vector.items())
+
+
+def _unpublished(inside: Inside) -> int | None:
+    """Writes of a master that are not on the board yet."""
+    publisher = inside.role.publisher
+    if publisher is None:
+        return None
+    first, last = outbox.span(inside.reading)
+    return max(last - max(first - 1, publisher.published), 0)
+
+
+def _holes(connection: Connection) -> dict[str, Any]:
+    count, reasons = arrivals.holes(connection, REASONS_MAX)
+    return {"count": count, "reasons": [reason[:REASON_CHARS_MAX] for reason in reasons]}
 
 
 def _board(role: Role) -> dict[str, Any]:

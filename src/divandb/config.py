@@ -102,7 +102,7 @@ class Limits:
     """The longest wait for write concern ``board`` or ``visible``, and for a `_local` write."""
     forward_wait_ms_max: int = 30_000
     """A forwarded request without an answer is given up after this time."""
-    forward_requests_max: int = 4
+    forward_requests_max: int = 2
     """Requests with forwarded writes that are under way to one master; more writes share them."""
     catch_ups_max: int = 16
     """Catch-ups that a node answers at a time."""

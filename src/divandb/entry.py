@@ -6,7 +6,6 @@ does what once would have done.
 """
 
 import asyncio
-import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -120,8 +119,8 @@ class Entry:
 
     def within(self, session: Session) -> "Entry":
         """The same, for one request of a session."""
-        entry = copy.copy(self)
-        entry._session = session
+        entry = Entry.__new__(Entry)
+        entry.__dict__.update(self.__dict__, _session=session)
         return entry
 
     async def execute(

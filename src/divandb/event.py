@@ -169,6 +169,11 @@ def encode(event: Event) -> bytes:
     return _encode(event)
 
 
+def of_chunk(chunk: Chunk) -> bytes:
+    """A chunk that was asked for: an event that is about no write, and completes none."""
+    return encode(Event(VERSION, "", 0, 0, 0, 0, 0, BLOB, "", 0, pack(chunk)))
+
+
 def split(data: bytes) -> Iterator[bytes]:
     """An event that is too large for a board: its bytes in chunks, then one that stands for it."""
     event = decode(data)

@@ -12,14 +12,12 @@ start brings back what was added to a running cluster:
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from divandb import datadir
 from divandb.board import embedded_server
-from divandb.board.embedded import EmbeddedBoard
-from divandb.board.embedded_server import BoardConfig
-from divandb.clock import SystemRng
+from divandb.board.embedded_server import BoardConfig, Steward
 from divandb.cluster import topics, trust
 from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member
 from divandb.configfile import BOARD_ADMIN
@@ -87,17 +85,6 @@ def specs(nodes: Sequence[PlannedNode], ports: Mapping[str, int]) -> list[ChildS
     ]
 
 
-async def arrange(
-    url: str, secret: str, cluster: str, members: Iterable[Member], secrets: Mapping[str, str]
-) -> None:
-    """Make the topics and principals of these members at the board, as its admin."""
-    board = EmbeddedBoard(url, BOARD_ADMIN, secret, SystemRng())
-    try:
-        await topics.arrange(board, cluster, members, secrets)
-    finally:
-        await board.close()
-
-
 @dataclasses.dataclass
 class Layout:
     """All that is needed to run any of the processes."""
@@ -116,27 +103,22 @@ class Layout:
     def serve(self, spec: ChildSpec, urls: Mapping[str, str], sockets: Sockets) -> None:
         """Run one process until it is told to stop."""
         if spec.role == BOARD:
-            embedded_server.serve(self.board_config(urls[BOARD]), [sockets.own])
+            embedded_server.serve(self.board_config(), [sockets.own])
         else:
             serve(self.node_config(spec, urls), sockets)
 
-    def board_config(self, url: str) -> BoardConfig:
+    def board_config(self) -> BoardConfig:
         """The embedded board's."""
         admins = {BOARD_ADMIN: trust.board_secret(self.secret, BOARD_ADMIN)}
-        return BoardConfig(self.data / BOARD, admins, arrange=self._arranging(url))
+        return BoardConfig(self.data / BOARD, admins, arrange=self._arrange)
 
-    def _arranging(self, url: str) -> Callable[[], Awaitable[None]]:
-        """Makes topics and principals of the nodes that the folder names by then."""
-
-        async def arrange_all() -> None:
-            nodes = await asyncio.to_thread(datadir.read_members, self.data)
-            members = [Member(node.name, node.role, node.slot, "") for node in nodes]
-            secrets = {one.name: trust.board_secret(self.secret, one.name) for one in members}
-            admin = trust.board_secret(self.secret, BOARD_ADMIN)
-            cluster = trust.keys_of(self.secret, "", "", "", is_master=False).cluster
-            await arrange(url, admin, cluster, members, secrets)
-
-        return arrange_all
+    async def _arrange(self, steward: Steward) -> None:
+        """Make topics and principals of the nodes that the folder names by then."""
+        nodes = await asyncio.to_thread(datadir.read_members, self.data)
+        members = [Member(node.name, node.role, node.slot, "") for node in nodes]
+        secrets = {one.name: trust.board_secret(self.secret, one.name) for one in members}
+        cluster = trust.keys_of(self.secret, "", "", "", is_master=False).cluster
+        await topics.arrange(steward, cluster, members, secrets)
 
     def node_config(self, spec: ChildSpec, urls: Mapping[str, str]) -> Config:
         """A node's; its seeds are all the others."""

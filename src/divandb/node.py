@@ -27,12 +27,14 @@ from divandb.store import arrivals, outbox, positions
 from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
 from divandb.store.positions import Position
-from divandb.telemetry import Log
+from divandb.telemetry import Log, Trouble
 
 READ_BYTES_MAX = 256 * 1024
 READ_WAIT_S = 5.0
 LOOK_FOR_SLOTS_S = 2.0
 """So often a master looks whether there are new slots."""
+LOOK_AGAIN_S_MIN = 0.05
+"""At the start, when the board may not have its topics yet, it looks again after this time."""
 
 Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
 Pace = Callable[[float, int], Awaitable[None]]
@@ -127,20 +129,25 @@ async def _follow_slots(parts: Parts, role: Role, topic: str, own: int) -> None:
     relay = role.relay
     assert relay is not None
     tasks: list[asyncio.Task[None]] = []
+    trouble = Trouble(parts.log, "the board cannot be described")
+    loop, pause_s = asyncio.get_running_loop(), LOOK_AGAIN_S_MIN
     try:
         while True:
             try:
                 count = len((await parts.board.describe(topic)).partitions)
+                trouble.over()
+                pause_s = LOOK_FOR_SLOTS_S
             except Exception as fault:
-                parts.log.event("the board cannot be described", fault=repr(fault))
+                trouble.met(fault, loop.time())
                 count = 0
+                pause_s = min(pause_s * 2, LOOK_FOR_SLOTS_S)
             for partition in range(count):
                 slot = f"m{partition + 1}"
                 if partition != own and slot not in role.appliers:
                     applier = _applier(parts, topic, partition, relay)
                     role.appliers[slot] = applier
                     tasks.append(asyncio.create_task(applier.run()))
-            await asyncio.sleep(LOOK_FOR_SLOTS_S)
+            await asyncio.sleep(pause_s)
     finally:
         await _ended(tasks)
 

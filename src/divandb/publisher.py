@@ -14,10 +14,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from divandb import event as events
 from divandb.clock import Rng
 from divandb.store.outbox import Attached, Page
-from divandb.telemetry import Log
+from divandb.telemetry import Log, Trouble
 
 ROWS_MAX = 256
 """Writes of a page."""
+LINGER_S = 0.004
+"""The shortest time between the beginnings of two pages."""
 TRIM_ROWS_MAX = 1024
 """So many published rows may stay in the outbox: after a crash they go out once more."""
 TRIM_S = 0.5
@@ -54,15 +56,19 @@ class Publisher:
         self._trim = trim
         self._wake = wake
         self._rng = rng
-        self._log = log
+        self._trouble = Trouble(log, "publishing fails")
         self._tell = published
         self._message_bytes_max = message_bytes_max
         self._batch_bytes_max = batch_bytes_max
         self.published = 0
         """The last outbox row that is on the board."""
         self._trimmed = 0
-        self.failing: str | None = None
+        self._sent_at = 0.0
+
+    @property
+    def failing(self) -> str | None:
         """The last fault, while publishing fails."""
+        return self._trouble.failing
 
     async def run(self) -> None:
         """Publish until cancelled. After any fault the same page is tried again: the next write
@@ -72,16 +78,15 @@ class Publisher:
         while True:
             try:
                 await self._round()
-                self.failing = None
+                self._trouble.over()
                 pause_s = RETRY_S_MIN
             except Exception as fault:
-                if self.failing is None:
-                    self._log.event("publishing fails", fault=repr(fault))
-                self.failing = str(fault) or repr(fault)
+                self._trouble.met(fault, asyncio.get_running_loop().time())
                 await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
                 pause_s = min(pause_s * 2, RETRY_S_MAX)
 
     async def _round(self) -> None:
+        await self._linger()
         self._wake.clear()
         page = self._read(self.published, ROWS_MAX)
         if page.upto == self.published:
@@ -93,6 +98,14 @@ class Publisher:
         self._tell(page.origin, page.oseq)
         if self.published - self._trimmed >= TRIM_ROWS_MAX:
             await self._tidy()
+
+    async def _linger(self) -> None:
+        """Let some writes gather when the last page has just gone: a page costs every node much
+        more than a write in it.
+        """
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(self._sent_at + LINGER_S - loop.time(), 0.0))
+        self._sent_at = loop.time()
 
     async def _rest(self) -> None:
         """Wait for something new. Rows that are on the board go in the quiet, since each time they

@@ -16,6 +16,7 @@ from divandb import cursor, revtree
 from divandb.catalog import NO_DATABASE, Catalog, Known
 from divandb.cursor import Cursor
 from divandb.errors import Busy, NotFound
+from divandb.event import of_chunk
 from divandb.revtree import Leaf
 from divandb.store import blobs, changes, databases, digests, documents, listing, registers
 from divandb.store.changes import BETWEEN, Lines
@@ -23,7 +24,7 @@ from divandb.store.databases import EMPTY_DIGEST, Database
 from divandb.store.documents import DELETED, NOTHING_SHOWN, Revision, Row
 from divandb.store.file import Connection, Disk, connect
 from divandb.store.listing import Page, Span, rest_after
-from divandb.vector import Vector, covers, join
+from divandb.vector import Vector, covers
 
 __all__ = [
     "BETWEEN", "DELETED", "Lines", "Page", "Replica", "Revision", "Row", "Span", "Start",
@@ -204,6 +205,17 @@ class Replica:
         """
         return blobs.read(self._connection, name, start, end)
 
+    def has_blob(self, name: bytes) -> bool:
+        """Are these bytes here? An attachment's may come after its document."""
+        return blobs.find(self._connection, name) is not None
+
+    def blob_event(self, name: bytes, index: int) -> bytes | None:
+        """A chunk of an attachment as the Write Event in which nodes take it from each other;
+        ``None`` if it is not here.
+        """
+        chunk = blobs.chunk(self._connection, name, index)
+        return None if chunk is None else of_chunk(chunk)
+
     # Changes
 
     def start(self, known: Known, since: str) -> Start:
@@ -242,7 +254,10 @@ class Replica:
             # Only as far as this file goes: a cursor with more in it would not be known as given
             # here (``_gave``), and a feed that goes on from it would begin anew each time.
             had = {origin: min(oseq, contained.get(origin, 0)) for origin, oseq in seen.items()}
-            vector = join(vector, had)
+            # Not both together: what the mark covers of a document may stand behind ``seq`` since,
+            # moved by a write that the reader has seen elsewhere. Joined, nobody would show it.
+            if not covers(vector, had):
+                vector = had
         return cursor.suffix(Cursor(self._numbering, known.generation, dict(vector)))
 
     def lines(

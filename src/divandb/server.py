@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -23,7 +23,8 @@ from divandb.board.base import BoardLimits
 from divandb.board.embedded import EmbeddedBoard
 from divandb.catalog import Catalog
 from divandb.clock import HybridClock, SystemClock, SystemRng
-from divandb.cluster import trust
+from divandb.cluster import blobs, trust
+from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
 from divandb.cluster.fetching import Fetcher, Giver
@@ -32,7 +33,7 @@ from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.share import Share
 from divandb.cluster.snapshots import Shelf
 from divandb.commands import Job
-from divandb.condition import condition
+from divandb.condition import Inside, condition
 from divandb.config import MASTER, Config
 from divandb.entry import Entry
 from divandb.errors import FileExists
@@ -82,6 +83,7 @@ SYSTEM_DATABASES = ("_users", "_replicator")
 SWITCH_INTERVAL_S = 0.001
 OFFLOAD_THREADS = 2
 GRACE_S = 5
+TICK_S = 1.0
 
 
 def serve(config: Config, sockets: Sockets) -> None:
@@ -141,6 +143,13 @@ class _Server(uvicorn.Server):
         self._services.replica.wake_all()
         self.should_exit = True  # not more: uvicorn would raise the signal again before we close
 
+    async def main_loop(self) -> None:
+        """What uvicorn does ten times a second, once a second: twelve nodes would wake often."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._services.stopping.wait()
+
 
 class Node:
     """A whole node but for its sockets."""
@@ -155,6 +164,7 @@ class Node:
 async def opened(config: Config) -> AsyncIterator[Node]:
     """Open everything in order; close it in reverse."""
     limits, clock, rng = config.limits, SystemClock(), SystemRng()
+    started_ms = clock.wall_ms()
     log = LineLog(config.name, clock)
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
@@ -222,11 +232,16 @@ async def opened(config: Config) -> AsyncIterator[Node]:
         stack.push_async_callback(peers.close)
         fetcher = Fetcher(peers, progress, execute, config.keys.token, clock, limits, log)
         peers.fetch = fetcher.fetch
+        gatherer = Gatherer(
+            peers, lambda: offload(blobs.scan, disk), lambda: ledger.unmet_blobs, execute, clock,
+            log,
+        )  # fmt: skip
+        fetcher.caught_up = gatherer.notice
         giver = Giver(disk, offload, limits)
         shelf = Shelf(disk, clock, rng, limits, offload, log)
         stack.push_async_callback(shelf.close)
         await stack.enter_async_context(_background(shelf.tend()))
-        submit, desk = writer.submit, None
+        submit, desk, courier = writer.submit, None, None
         if is_master:
             desk = Desk(
                 writer.submit, config.slot, progress, boarded if config.board else None, peers,
@@ -246,6 +261,10 @@ async def opened(config: Config) -> AsyncIterator[Node]:
         forwarder = Forwarder()
         stack.push_async_callback(forwarder.close)
         role = Role()
+        inside = Inside(
+            config, started_ms, progress, peers, role, fetcher, gatherer, shelf, writer, courier,
+            ledger.alarms, reading, clock,
+        )  # fmt: skip
         services = Services(
             config=config,
             limits=limits,
@@ -269,9 +288,10 @@ async def opened(config: Config) -> AsyncIterator[Node]:
             forwarder=forwarder,
             give=giver.give,
             carry_out=desk.submit if desk is not None else None,
-            condition=lambda: condition(config, progress, peers, role, fetcher, writer, clock),
+            condition=lambda: condition(inside),
             is_ready=lambda: all(catalog.find(name) is not None for name in SYSTEM_DATABASES),
             numbers=lambda: upkeep.status() | {"write_queue_jobs": writer.waiting_jobs},
+            want=gatherer.want,
         )
         node = Node(services)
 
@@ -289,6 +309,7 @@ async def opened(config: Config) -> AsyncIterator[Node]:
             )  # fmt: skip
             peers.is_hasty = role.is_cut_off
             await stack.enter_async_context(_background(peers.run()))
+            await stack.enter_async_context(_background(gatherer.run()))
             await stack.enter_async_context((as_master if is_master else as_replica)(parts, role))
         if is_master:
             await stack.enter_async_context(

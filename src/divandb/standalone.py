@@ -10,10 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from divandb import datadir, layout
+from divandb import datadir
 from divandb.board import embedded_server
+from divandb.board.embedded_server import Steward
 from divandb.clock import Clock
-from divandb.configfile import BOARD_ADMIN, BoardFile, NodeFile, read_board
+from divandb.cluster import topics
+from divandb.configfile import NodeFile, read_board
 from divandb.pulse import Pulse, Sockets
 from divandb.server import serve
 from divandb.supervisor import bound, listen
@@ -38,14 +40,9 @@ def run_board(path: Path, environment: Mapping[str, str]) -> None:
     file = read_board(path, environment)
     datadir.make(file.config.data)
 
-    async def arrange() -> None:
-        await _arrange(await asyncio.to_thread(read_board, path, environment))
+    async def arrange(steward: Steward) -> None:
+        now = await asyncio.to_thread(read_board, path, environment)
+        await topics.arrange(steward, now.cluster, now.members, now.secrets)
 
     with listen(file.host, file.port) as own:
         embedded_server.serve(dataclasses.replace(file.config, arrange=arrange), [own])
-
-
-async def _arrange(file: BoardFile) -> None:
-    await layout.arrange(
-        file.url, file.config.admins[BOARD_ADMIN], file.cluster, file.members, file.secrets
-    )

@@ -107,10 +107,10 @@ class Crowd:
         return works
 
     async def _note(self, node: Node, notebook: Notebook) -> None:
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.7:
             await notebook.write(node)
-        else:
-            await notebook.read(node)
+        for _ in range(2):
+            await notebook.read(self.rng.choice(self.cluster.nodes))
 
     async def _edit(self, node: Node) -> None:
         """Anybody's write to one of a few documents."""

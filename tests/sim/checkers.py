@@ -108,9 +108,7 @@ class EqualVectors(Checker):
             name: digests.shown(database, database.digest)
             for name, database in sorted(node.ledger.register.items())
         }
-        who, before = self._known.setdefault(
-            frozenset(node.vector.items()), (node.name, shown)
-        )
+        who, before = self._known.setdefault(frozenset(node.vector.items()), (node.name, shown))
         self.compared += who != node.name
         assert before == shown, (who, node.name, node.vector)
 
@@ -153,9 +151,9 @@ class NothingComesBack(Checker):
 
     def _check(self, node: "Node", writes: Iterable[tuple[int, int, Write]]) -> None:
         for _, _, write in writes:
-            if write.kind == DOCUMENT and write.parent and _lives(node, write):
-                if not self._is_made_twice(write):
-                    assert write.parent not in node.leaves(write.name, write.key), (
+            replaces = write.kind == DOCUMENT and write.parent is not None
+            if replaces and _lives(node, write) and not self._is_made_twice(write):
+                assert write.parent not in node.leaves(write.name, write.key), (
                         node.name, write,
                     )  # fmt: skip
 
@@ -167,8 +165,8 @@ class NothingComesBack(Checker):
 
 def _lives(node: "Node", write: Write) -> bool:
     database = node.ledger.register.get(write.name)
-    return database is not None and not database.dropped and (
-        database.generation == write.generation
+    return (
+        database is not None and not database.dropped and (database.generation == write.generation)
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from divandb.cluster import trust
 from divandb.config import MASTER, REPLICA, Limits, Member
 from divandb.store.ledger import Changes
-from tests.sim import checkers
 from tests.sim.board import BOARD, SimBoard
+from tests.sim.checkers import ALL, Checker
 from tests.sim.history import History
 from tests.sim.network import Faults, Network
 from tests.sim.node import SECRET, Node
@@ -43,7 +43,7 @@ class Cluster:
         self.board = SimBoard(loop, self.rng, self.faults, cluster, self.network.linked)
         self.members = _members(masters, replicas)
         self.nodes = [Node(self, member, folder) for member in self.members]
-        self.checkers = [make(self) for make in checkers.ALL]
+        self.checkers = [make(self) for make in ALL]
 
     @property
     def masters(self) -> list[Node]:
@@ -78,8 +78,7 @@ class Cluster:
     def start(self, node: Node) -> None:
         """Start a node that does not run."""
         node.start()
-        for checker in self.checkers:
-            self._check(lambda checker=checker: checker.started(node))
+        self._have_checked(lambda checker: checker.started(node))
 
     def cut(self, *groups: list[Node] | Node) -> None:
         """Nothing passes between nodes of different groups; the board stays in reach."""
@@ -117,21 +116,21 @@ class Cluster:
         if made is None or made.vector is None:
             return
         self.trace.append((self.loop.time(), node.name, sum(node.ledger.vector.values())))
-        for checker in self.checkers:
-            self._check(lambda checker=checker: checker.committed(node))
+        self._have_checked(lambda checker: checker.committed(node))
 
     def look(self) -> None:
         """Some time has passed."""
         for node in self.nodes:
             if node.up and node.process.is_running:
-                for checker in self.checkers:
-                    self._check(lambda checker=checker: checker.looked(node))
+                self._have_checked(lambda checker, node=node: checker.looked(node))
 
-    def _check(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except Exception as violation:
-            self.violations.append(violation)
+    def _have_checked(self, step: Callable[[Checker], None]) -> None:
+        for checker in self.checkers:
+            try:
+                step(checker)
+            except Exception as violation:
+                violation.add_note(f"found by {type(checker).__name__}")
+                self.violations.append(violation)
 
     def raise_violations(self) -> None:
         """Raise the first that was found."""
@@ -164,8 +163,7 @@ class Cluster:
 
     def finished(self) -> None:
         """Everybody has talked to everybody: look at everything once more."""
-        for checker in self.checkers:
-            self._check(checker.finished)
+        self._have_checked(lambda checker: checker.finished())
         self.raise_violations()
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""Where requests come in: what ``httpd.protocol`` does with a connection, without the connection."""
+"""Where requests come in: what ``httpd.protocol`` does, without a connection."""
 
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote

@@ -7,6 +7,7 @@ outbox for the names of the writes in it.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from divandb.commands import Edit, Graft, Purge, WriteDocuments
@@ -99,7 +100,7 @@ class History:
                     if write.deleted:
                         self.deletions[place].add(rev)
                     path = _path(write)
-                    for child, parent in zip(path, path[1:], strict=False):
+                    for child, parent in pairwise(path):
                         self.parents[place][child].add(parent)
 
     def behind(self, old: dict[int, int], new: dict[int, int]) -> Iterator[tuple[int, int, Write]]:
@@ -135,13 +136,13 @@ class History:
                     todo.append(parent)
         return found
 
-    def uncovered(self, place: Place, vector: dict[int, int]) -> set[str]:
-        """The revisions of a document that were written and that a vector does not cover."""
-        return {
-            rev
-            for (where, rev), dots in self.dots.items()
-            if where == place and any(vector.get(o, 0) < n for o, n in dots)
-        }
+    def has_uncovered(self, place: Place, vector: dict[int, int]) -> bool:
+        """Is there a write to the document that a vector does not cover?"""
+        return any(
+            write.place == place
+            for origin, known in self.writes.items()
+            for write in known[vector.get(origin, 0) :]
+        )
 
     def has(self, doc_id: str) -> bool:
         """Has any master committed a revision of a document of this name?"""

@@ -201,14 +201,12 @@ class Network:
             exchange.reset()
         elif self.linked(exchange._source, site.name):
             process.at_death.append(exchange.reset)
-            task = process.start(_answered(site.serve(exchange), exchange))
+            task = process.start(_answer(site, exchange))
             task.add_done_callback(
                 lambda _: process.at_death.remove(exchange.reset), context=self.loop.nobody
             )
 
-    async def ask(
-        self, source: str, target: str, request: Request, within_s: float
-    ) -> Reply:
+    async def ask(self, source: str, target: str, request: Request, within_s: float) -> Reply:
         """A whole answer; raises ``Broken``."""
         until = self.loop.now_s + within_s
         exchange = await self.open(source, target, request)
@@ -222,9 +220,9 @@ class Network:
         return Reply(status, headers, bytes(body))
 
 
-async def _answered(work: Awaitable[None], exchange: Exchange) -> None:
+async def _answer(site: Site, exchange: Exchange) -> None:
     try:
-        await work
+        await site.serve(exchange)
     except Exception:
         exchange.reset()
         raise
@@ -233,9 +231,7 @@ async def _answered(work: Awaitable[None], exchange: Exchange) -> None:
 class SimLink:
     """What ``divandb.link.Link`` is between real nodes."""
 
-    def __init__(
-        self, network: Network, source: str, url: str, headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, network: Network, source: str, url: str, headers: Mapping[str, str]) -> None:
         self._network = network
         self._source = source
         self._headers = [(n.encode(), v.encode()) for n, v in headers.items()]

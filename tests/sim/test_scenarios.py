@@ -225,6 +225,7 @@ def test_a_message_vouches_only_for_what_it_carries(play: Callable[..., None]) -
     """A@2, B@3, A@4 lie on the board, and the one with B is gone: who reads A must not think that
     it has B, though both of A's writes are in it.
     """
+
     async def body(c: Cluster) -> None:
         m1, m2, m3 = c.masters
         await m1.create("x")
@@ -365,6 +366,7 @@ def test_a_gap_that_no_peer_can_fill_yet_is_not_passed(play: Callable[..., None]
     """The board forgot what only m1 has, and m1 cannot be asked: what follows is applied, but the
     vector waits until it can.
     """
+
     async def body(c: Cluster) -> None:
         m1, m2, m3 = c.masters
         await m1.create("x")

@@ -229,7 +229,7 @@ def _end_all(loop: SimLoop, processes: list[Process]) -> None:
     for _ in range(ENDINGS_MAX):
         tasks = asyncio.all_tasks(loop)
         if not tasks:
-            return
+            break
         for task in tasks:
             task.cancel()
         for process in processes:
@@ -238,3 +238,4 @@ def _end_all(loop: SimLoop, processes: list[Process]) -> None:
         for task in tasks:
             if task.done() and not task.cancelled():
                 task.exception()
+    loop.run_until_complete(loop.shutdown_asyncgens())

@@ -81,6 +81,8 @@ class FakeNode(ThreadingHTTPServer):
     def condition(self) -> dict[str, Any]:
         return {
             **self.shown,
+            "pid": 4711,
+            "started": "2026-02-01T00:00:00.456Z",
             "vector": {"00000000000000aa": self.upto},
             "lag_ms": 12.34,
             "silent": {},
@@ -223,7 +225,8 @@ def test_a_url_leads_to_all_others(nodes: dict[str, FakeNode]) -> None:
     found = collected(Path("nowhere"), place)
     assert found["url"] == replica.url
     assert [node["name"] for node in found["nodes"]] == ["m1", "m1-r1"]
-    assert all(node["up"] and node["pid"] is None for node in found["nodes"])
+    assert all(node["up"] and node["pid"] == 4711 for node in found["nodes"])
+    assert found["nodes"][0]["started_at"] == "2026-02-01T00:00:00.456Z"
     assert by_name(found)["m1-r1"]["slots"]["m1"]["lag_events"] == 2
 
 
@@ -336,6 +339,31 @@ def test_what_fails_has_a_line_of_its_own() -> None:
         "m1 cannot publish: cannot be reached",
         "m1 cannot read m2: 403",
         "m1 has not heard of m2 for 4.3 s",
+    ]
+
+
+def test_holes_and_alarms_have_lines_of_their_own_when_there_are_any() -> None:
+    node = node_of("m1", "master", "m1", ["m1"])
+    node |= {
+        "holes": {"count": 0, "reasons": []},
+        "waiting_local": 7,
+        "missing_blobs": 0,
+        "alarms": {"hlc_drift_ms_max": 0, "hlc_drift_events": 0, "damaged_blobs": 0},
+    }
+    calm = as_text({"url": "u", "pid": 1, "nodes": [node]})
+    assert calm == as_text({"url": "u", "pid": 1, "nodes": [node_of("m1", "master", "m1", ["m1"])]})
+    node |= {
+        "holes": {"count": 2, "reasons": ["event version 2, this node reads 1", "damaged event"]},
+        "missing_blobs": 3,
+        "alarms": {"hlc_drift_ms_max": 400_000, "hlc_drift_events": 5, "damaged_blobs": 1},
+    }
+    lines = as_text({"url": "u", "pid": 1, "nodes": [node]}).splitlines()
+    assert lines[-5:] == [
+        "m1 cannot apply 2 events: event version 2, this node reads 1; damaged event",
+        "m1 lacks the bytes of 3 attachments",
+        "m1 alarm hlc_drift_ms_max: 400000",
+        "m1 alarm hlc_drift_events: 5",
+        "m1 alarm damaged_blobs: 1",
     ]
 
 

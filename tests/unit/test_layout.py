@@ -112,6 +112,6 @@ def test_a_node_that_starts_later_looks_for_a_file(tmp_path: Path) -> None:
 
 def test_a_board_is_told_of_nodes_on_other_hosts(tmp_path: Path) -> None:
     datadir.write_members(tmp_path, [*planned(1, 0), REMOTE])
-    config = layout(tmp_path).board_config("http://127.0.0.1:1")
+    config = layout(tmp_path).board_config()
     assert config.arrange is not None
     assert config.data == tmp_path / "board"

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from divandb.board.access import SALT_BYTES, Credential, Principals
-from divandb.board.base import BoardLimits
+from divandb.board.access import SALT_BYTES, Credential, Principal, Principals
+from divandb.board.base import Access, BoardLimits, TopicInfo
 from divandb.board.broker import Broker, BrokerLimits, Offload
 from divandb.board.disk import SystemDisk
 from divandb.board.log import LogSettings
@@ -36,7 +36,7 @@ SWITCH_INTERVAL_S = 0.001
 APPEND_THREADS = 4
 READ_THREADS = 2
 GRACE_S_MAX = 5.0
-ARRANGE_RETRY_S = 0.5
+ARRANGE_RETRY_S = 5.0
 BACKLOG_CONNECTIONS_MAX = 1024
 T = TypeVar("T")
 
@@ -51,14 +51,35 @@ class BoardConfig:
     """Name → secret of those who may create topics and principals, and read and write all."""
     name: str = "board"
     """What its log lines begin with."""
-    arrange: Callable[[], Awaitable[None]] | None = None
-    """Makes topics and principals, once the board serves and at each SIGHUP."""
+    arrange: "Arrange | None" = None
+    """Makes topics and principals, before the board listens and at each SIGHUP."""
     certificate: Path | None = None
     """PEM file with certificate chain and key: TLS only."""
     limits: BoardLimits = dataclasses.field(default_factory=BoardLimits)
     broker: BrokerLimits = dataclasses.field(default_factory=BrokerLimits)
     wire: WireLimits = dataclasses.field(default_factory=WireLimits)
     log: LogSettings = dataclasses.field(default_factory=LogSettings)
+
+
+class Steward:
+    """The board's own admin, within its process."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._principal = Principal("steward", is_admin=True)
+
+    async def set_principal(self, name: str, secret: str) -> None:
+        """Make a principal known, unless it is known by this secret."""
+        known = self._broker.principals.known.get(name)
+        if known is None or not known.fits(secret):
+            await self._broker.set_principal(self._principal, name, secret)
+
+    async def create_topic(self, topic: str, partitions: int, access: Access) -> TopicInfo:
+        """Make a topic, or give one more partitions and these rights."""
+        return await self._broker.create_topic(self._principal, topic, partitions, access)
+
+
+Arrange = Callable[[Steward], Awaitable[None]]
 
 
 class InUse(Exception):
@@ -82,7 +103,7 @@ async def _serve(config: BoardConfig, sockets: list[socket.socket]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with serving(config, sockets, clock, SystemRng(), log):
+    async with serving(config, sockets, clock, SystemRng(), log) as broker:
         log.event("serving", data=str(config.data))
         gc.collect()
         gc.freeze()
@@ -90,24 +111,29 @@ async def _serve(config: BoardConfig, sockets: list[socket.socket]) -> None:
             await stopping.wait()
             return
         due = asyncio.Event()
-        due.set()
         loop.add_signal_handler(signal.SIGHUP, due.set)
-        arranging = asyncio.create_task(_arrange(config.arrange, due, log))
+        arranging = asyncio.create_task(_arrange(config.arrange, Steward(broker), due, log))
         await stopping.wait()
         await _cancelled(arranging)
 
 
-async def _arrange(arrange: Callable[[], Awaitable[None]], due: asyncio.Event, log: Log) -> None:
+async def _arrange(arrange: Arrange, steward: Steward, due: asyncio.Event, log: Log) -> None:
     """Arrange the topics each time it is due, and again while it fails."""
     while True:
         await due.wait()
         due.clear()
-        try:
-            await arrange()
-        except Exception as fault:
-            log.event("topics cannot be arranged", fault=repr(fault))
+        if not await _arranged(arrange, steward, log):
             await asyncio.sleep(ARRANGE_RETRY_S)
             due.set()
+
+
+async def _arranged(arrange: Arrange, steward: Steward, log: Log) -> bool:
+    try:
+        await arrange(steward)
+    except Exception as fault:
+        log.event("topics cannot be arranged", fault=repr(fault))
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -125,6 +151,8 @@ async def serving(
             shelf, principals, config.limits, config.broker, clock, rng, append, read, log
         )
         stack.push_async_callback(broker.close)
+        if config.arrange is not None:
+            await _arranged(config.arrange, Steward(broker), log)
         wire = Wire(Routes(broker, config.wire.connections_per_principal_max), config.wire, log)
         for work in (broker.tend(), wire.sweep()):
             stack.push_async_callback(_cancelled, asyncio.create_task(work))

@@ -26,7 +26,7 @@ NODES_MAX = 4096
 BOARD = "board"
 BOARD_UP = "/board/v1/_up"
 NODE_STATUS = "/_divan/status"
-_PLACE = ("name", "role", "url")
+_PLACE = ("name", "role", "url", "pid", "started")
 
 
 @click.command()
@@ -196,14 +196,15 @@ async def _elsewhere(
 def _of_answer(name: str, answer: Asked, told: dict[str, Any]) -> dict[str, Any]:
     """A node of which there is no record here: what it says, or what its peers say."""
     is_replica = told["role"] == "replica"
+    said = answer.body or {}
     return {
         "name": name,
         "role": told["role"],
         "master": told["slot"] if is_replica else None,
         "url": told["url"],
-        "pid": None,
+        "pid": said.get("pid"),
         "restarts": None,
-        "started_at": None,
+        "started_at": said.get("started"),
         **_condition(answer),
         "copying": None,
     }

@@ -1,6 +1,6 @@
 """The text of `divandb status`: two tables, one of processes and one of what they contain."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 PROCESSES = ("NAME", "ROLE", "MASTER", "STATE", "PID", "RESTARTS", "UP SINCE", "URL")
@@ -95,7 +95,20 @@ def _notes(nodes: list[dict[str, Any]]) -> list[str]:
         lines += [f"{node['name']} {what}: {why}" for what, why in faults.items() if why]
         for slot, age_ms in (node.get("silent") or {}).items():
             lines.append(f"{node['name']} has not heard of {slot} for {age_ms / 1000:.1f} s")
+        lines += [f"{node['name']} {line}" for line in _alarms(node)]
     return ["\n".join(lines)] if lines else []
+
+
+def _alarms(node: dict[str, Any]) -> Iterator[str]:
+    """What an operator should look at, though nothing fails."""
+    holes = node.get("holes") or {"count": 0}
+    if holes["count"]:
+        yield f"cannot apply {holes['count']} events: {'; '.join(holes['reasons'])}"
+    if node.get("missing_blobs"):
+        yield f"lacks the bytes of {node['missing_blobs']} attachments"
+    for name, value in (node.get("alarms") or {}).items():
+        if value:
+            yield f"alarm {name}: {value}"
 
 
 def _cut(text: str) -> str:

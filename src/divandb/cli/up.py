@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from divandb import datadir
+from divandb import datadir, streams
 from divandb.cli import options, plan
 from divandb.clock import SystemClock, SystemRng
 from divandb.config import limits_from
 from divandb.datadir import PlannedNode
-from divandb.layout import Layout, is_new, planned, specs
+from divandb.layout import Layout, is_new, needs_board, planned, specs
 from divandb.supervisor import Bounds, StartError, Supervisor
 from divandb.telemetry import LineLog
 
@@ -116,6 +116,8 @@ def up(
             known = admin or datadir.make_admin(data, SystemRng())
             nodes = _nodes(data, masters, replicas)
             secret = datadir.make_secret(data, SystemRng())
+            if needs_board(nodes):
+                streams.warm()
             whole = Layout(
                 data, known, limits_from(os.environ), secret, founding=is_new(data, nodes)
             )

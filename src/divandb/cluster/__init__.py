@@ -8,6 +8,7 @@ peers        heartbeats: who is there, what they contain; what is missing here
 courier      writes on their way to a master
 fetching     catch-up from a peer
 snapshots    copying a peer's file
+blobs        attachments whose bytes are not here, fetched
 relay        others' events on to the Replicas' Board
 topics       the names of the boards' topics, and who may open them
 """

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from divandb import streams
 from divandb.clock import Clock
 from divandb.cluster import messages
 from divandb.cluster.messages import Frames
@@ -113,6 +114,8 @@ class Fetcher:
         self._taken_at = -1.0
         self.events = 0
         """Events taken from peers since the start."""
+        self.caught_up: Callable[[], None] = lambda: None
+        """Called when a peer has answered whole."""
 
     async def catch_up(self) -> bool:
         """Take what live peers have beyond our vector; did one answer whole?
@@ -123,16 +126,10 @@ class Fetcher:
         async with self._one:
             if self._taken_at >= asked_at:
                 return True
-            for peer in self._sources():
+            for peer in self._peers.live():
                 if await self._from(peer):
                     return True
         return False
-
-    def _sources(self) -> list[Peer]:
-        """Whom to ask, in order: masters, then whoever else is there."""
-        others = [peer for peer in self._peers.all() if self._peers.is_live(peer)]
-        masters = [peer for peer in self._peers.writers() if self._peers.is_live(peer)]
-        return masters + [peer for peer in others if peer not in masters]
 
     async def fetch(self, peer: Peer) -> bool:
         """Take what this peer has beyond our vector; did it answer whole?"""
@@ -150,6 +147,7 @@ class Fetcher:
             return False  # what could not be applied is not contained
         await self._execute(lambda ledger: catchup.finish(ledger, end), 0)
         self._taken_at = began
+        self.caught_up()
         return True
 
     async def _take_all(self, peer: Peer) -> tuple[End | None, int]:
@@ -158,12 +156,8 @@ class Fetcher:
         timeout = httpx.Timeout(SILENCE_S_MAX, connect=CONNECT_S_MAX)
         body = messages.encode(dict(self._progress.vector))
         async with (
-            httpx.AsyncClient(
-                timeout=timeout,
-                headers=self._headers,
-                trust_env=False,
-                verify=peer.member.url.startswith("https"),
-                transport=self._transport,
+            streams.client(
+                peer.member.url, timeout, headers=self._headers, transport=self._transport
             ) as client,
             client.stream("POST", f"{peer.member.url}{BEYOND}", content=body) as answer,
         ):

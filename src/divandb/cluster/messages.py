@@ -50,7 +50,9 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     lag_ms: float | None
     marks: list[Watermark]
     members: list[Seen]
-    """The sender first."""
+    """The sender first; the others only now and then."""
+    asks: bool = False
+    """Is the answer to name the others, too?"""
 
 
 class Order(msgspec.Struct, array_like=True):

@@ -24,6 +24,9 @@ from divandb.vector import Vector, covers
 
 MESSAGE_BYTES_MAX = 4 * 2**20
 MEMBERS_MAX = 4096
+HEARTBEAT = f"{messages.PREFIX}/heartbeat"
+NAMES_EVERY = 4
+"""One in so many heartbeats speaks of others, too: that is most of what one costs."""
 LOOK_S = 0.1
 """So often it is looked whether a node that says nothing has lost its lease."""
 
@@ -96,6 +99,8 @@ class Peer:
         self.rtt_s = 0.0
         self.missing = Missing()
         self.beating: asyncio.Task[None] | None = None
+        self.beats = -1
+        """Heartbeats sent."""
 
 
 class Peers:
@@ -123,7 +128,7 @@ class Peers:
         self.fetch: Callable[[Peer], Awaitable[object]] | None = None
         """Catches up from a peer."""
         self.renewed = clock.monotonic()
-        """When some other node last answered, or asked."""
+        """When the latest request that some other node has answered was sent."""
         self._fetching: asyncio.Task[None] | None = None
         for member in config.seeds:
             self._take(member, 0, None)
@@ -155,6 +160,11 @@ class Peers:
         others = [peer for peer in self.masters() if peer is not own]
         return ([own] if own is not None and not own.refuses else []) + others
 
+    def live(self) -> list[Peer]:
+        """All that live: masters first, of these that of our slot."""
+        masters = [peer for peer in self.writers() if self.is_live(peer)]
+        return masters + [p for p in self.all() if self.is_live(p) and p not in masters]
+
     def master_of(self, slot: str) -> Peer | None:
         """The slot's master, whether it lives or not."""
         for peer in self.all():
@@ -173,9 +183,9 @@ class Peers:
         return known[0] if known else None
 
     def lease_holds(self) -> bool:
-        """Has anybody answered us lately? True for a node without others."""
+        """Has anybody answered us lately? True for who has nobody to ask: it is the only master."""
         age_s = self._clock.monotonic() - self.renewed
-        return not self._known or age_s < self._config.limits.lease_ms / 1000
+        return age_s < self._config.limits.lease_ms / 1000 or not self._targets()
 
     def _take(self, member: Member, started_ms: int, heard: float | None) -> Peer | None:
         if member.name == self._config.name:
@@ -227,9 +237,11 @@ class Peers:
 
     async def _beat(self, peer: Peer) -> None:
         sent = self._clock.monotonic()
+        peer.beats += 1
         try:
+            saying = messages.encode(self.said(names_all=peer.beats % NAMES_EVERY == 0))
             reply = await peer.link.ask(
-                "POST", f"{messages.PREFIX}/heartbeat", messages.encode(self.said()),
+                "POST", HEARTBEAT, saying,
                 wait_s=0.0, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
             )  # fmt: skip
             if reply.status != 200:
@@ -241,7 +253,8 @@ class Peers:
             peer.refuses = True
             return
         now = self._clock.monotonic()
-        self.renewed = now
+        # No later: an answer may have lain unread for long, while this process was stopped.
+        self.renewed = max(self.renewed, sent)
         peer.refuses = False
         took_s = now - sent
         peer.rtt_s = took_s if not peer.rtt_s else peer.rtt_s * 0.8 + took_s * 0.2
@@ -249,24 +262,27 @@ class Peers:
         self._learn(told, sent)
         self._look_for_gaps(peer, now)
 
-    def said(self) -> Heartbeat:
-        """What this node says of itself and of others."""
+    def said(self, *, names_all: bool = True) -> Heartbeat:
+        """What this node says of itself and, with ``names_all``, of others."""
         now = self._clock.monotonic()
         me = self._config.member
         seen = [Seen(me.name, me.role, me.slot, me.url, self._started_ms, 0.0)]
-        for peer in self.all():
+        for peer in self.all() if names_all else ():
             if peer.heard is not None:
                 m, age_ms = peer.member, (now - peer.heard) * 1000
                 seen.append(Seen(m.name, m.role, m.slot, m.url, peer.started_ms, age_ms))
         marks = self._progress.watermarks()
         lag_ms, _ = self._progress.lag(self._config.limits.silent_slot_ms)
         vector = dict(self._progress.vector)
-        return Heartbeat(vector, self._progress.slots, self.load_ms, lag_ms, marks, seen)
+        slots = self._progress.slots if names_all else {}
+        return Heartbeat(vector, slots, self.load_ms, lag_ms, marks, seen, names_all)
 
     def answer(self, told: Heartbeat) -> Heartbeat:
-        """Another node's heartbeat: take note of it, and say ours."""
-        self.renewed = self._clock.monotonic()
-        self._learn(told, self.renewed)
+        """Another node's heartbeat: take note of it, and say ours.
+
+        It renews no lease: nobody knows when it was sent.
+        """
+        self._learn(told, self._clock.monotonic())
         return self.said()
 
     def _learn(self, told: Heartbeat, as_of: float) -> None:

@@ -104,6 +104,10 @@ class Progress(Reach):
 
     # Age
 
+    def now(self) -> float:
+        """The node's monotonic clock, in seconds."""
+        return self._clock.monotonic()
+
     def expect(self, slot: str) -> None:
         """There is such a slot: the view's age counts it, until it has been silent for long."""
         if slot not in self._slots and slot != self._own_slot:

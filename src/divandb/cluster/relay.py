@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from divandb.clock import Rng
 from divandb.store.positions import Position
-from divandb.telemetry import Log
+from divandb.telemetry import Log, Trouble
 
 RETRY_S_MIN = 0.05
 RETRY_S_MAX = 2.0
@@ -26,15 +26,18 @@ class Relay:
         self._send = send
         self._bytes_max = bytes_max
         self._rng = rng
-        self._log = log
+        self._trouble = Trouble(log, "relaying fails")
         self._queue: deque[tuple[list[bytes], Position]] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._passed_on: dict[tuple[str, int], Position] = {}
-        self.failing: str | None = None
+
+    @property
+    def failing(self) -> str | None:
         """The last fault, while publishing fails."""
+        return self._trouble.failing
 
     def passed_on(self, position: Position) -> Position:
         """What may be stored in place of ``position``: how far its partition was passed on."""
@@ -66,13 +69,11 @@ class Relay:
             try:
                 await self._publish([message for messages, _ in taken for message in messages])
             except Exception as fault:
-                if self.failing is None:
-                    self._log.event("relaying fails", fault=repr(fault))
-                self.failing = str(fault)
+                self._trouble.met(fault, asyncio.get_running_loop().time())
                 await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
                 pause_s = min(pause_s * 2, RETRY_S_MAX)
                 continue
-            self.failing = None
+            self._trouble.over()
             pause_s = RETRY_S_MIN
             for messages, position in taken:
                 self._queue.popleft()

@@ -7,6 +7,7 @@ different masters do not overwrite each other (trace 24).
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
+from itertools import islice
 
 import msgspec
 
@@ -18,6 +19,8 @@ HEADER = "divan-session"
 COOKIE_PREFIX = "DivanSession-"
 TOKEN_CHARS_MAX = 16_384
 ORIGINS_MAX = 1024
+COOKIES_MAX = 64
+"""Cookies of a request that are read, one a slot; those behind them say nothing."""
 
 Entry = tuple[str, int, int]
 """(slot, origin, oseq)."""
@@ -51,7 +54,9 @@ def text(vector: Vector, slots: dict[int, str]) -> str:
 
 
 def parse(token: str) -> Token:
-    """The token of a header; raises ``BadRequest``."""
+    """The token of a header, empty for who never wrote; raises ``BadRequest``."""
+    if not token:
+        return NOTHING
     try:
         if len(token) > TOKEN_CHARS_MAX:
             raise ValueError(token)
@@ -69,12 +74,12 @@ def parse(token: str) -> Token:
 def of_cookies(cookies: Iterable[tuple[str, str]]) -> Token:
     """What a browser's cookies say; those that are not ours, or broken, say nothing."""
     found = NOTHING
-    for name, value in cookies:
-        if name.startswith(COOKIE_PREFIX):
-            try:
-                found = found.joined(parse(value.strip('"')))
-            except BadRequest:
-                continue
+    ours = (value for name, value in cookies if name.startswith(COOKIE_PREFIX))
+    for value in islice(ours, COOKIES_MAX):
+        try:
+            found = found.joined(parse(value.strip('"')))
+        except BadRequest:
+            continue
     return found
 
 

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from divandb import streams
 from divandb.clock import Clock, Rng
 from divandb.config import MIB, Limits
 from divandb.errors import Busy, NotFound, StorageFull
@@ -364,16 +365,13 @@ async def fetch(
     that is not to be replaced, ``StorageFull`` if there is no room.
     """
     bounds = bounds or Bounds()
-    if tls is None and url.startswith("https"):
-        tls = ssl.create_default_context()
-    async with httpx.AsyncClient(
-        base_url=url.rstrip("/"),
+    async with streams.client(
+        url,
+        httpx.Timeout(bounds.silence_s_max, connect=bounds.connect_s_max),
         headers={"authorization": authorization, "accept-encoding": "identity"},
-        timeout=httpx.Timeout(bounds.silence_s_max, connect=bounds.connect_s_max),
-        limits=httpx.Limits(max_connections=1),
-        verify=tls or False,  # False: there is nothing to verify
-        trust_env=False,
+        tls=tls,
     ) as client:
+        client.base_url = url.rstrip("/")
         taking = _Taking(client, url, folder, clock, progress, cluster, bounds)
         try:
             await taking.open()

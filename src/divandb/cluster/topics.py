@@ -8,8 +8,9 @@ A slot's number is its partition: ``m1`` has partition 0.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
-from divandb.board.base import Access, EventBoard, Right
+from divandb.board.base import Access, Right
 from divandb.config import MASTER, REPLICA, Member
 
 _SLOT = re.compile(r"m([1-9][0-9]{0,2})")
@@ -54,8 +55,20 @@ def layout(cluster: str, members: Iterable[Member]) -> dict[str, tuple[int, Acce
     return found
 
 
+class Board(Protocol):
+    """A board in the hands of its admin."""
+
+    async def set_principal(self, name: str, secret: str) -> None:
+        """Make a principal known, or give it another secret."""
+        ...
+
+    async def create_topic(self, topic: str, partitions: int, access: Access) -> object:
+        """Make a topic, or give one more partitions and these rights."""
+        ...
+
+
 async def arrange(
-    board: EventBoard, cluster: str, members: Iterable[Member], secrets: Mapping[str, str]
+    board: Board, cluster: str, members: Iterable[Member], secrets: Mapping[str, str]
 ) -> None:
     """Make the topics and principals of these members, or bring them up to date; for an admin."""
     for principal, secret in secrets.items():

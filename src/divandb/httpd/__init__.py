@@ -9,6 +9,7 @@ The way of a request:
     authenticator  who is asking: headers and cookies to users
     standing       what answers say of the session, and of the age of the view
     forward        requests that another node answers better
+    elsewhere      attachments whose bytes are not here yet
     services       the parts of the node that handlers work with
     call           one request: its parameters, body, user and database
     respond        answers as CouchDB gives them

@@ -25,6 +25,7 @@ from divandb.errors import (
 )
 from divandb.httpd import cors, respond
 from divandb.httpd.call import Call, Handler, Methods, RouteTable
+from divandb.httpd.forward import BEHIND, PASSED_ON
 from divandb.httpd.services import Services
 from divandb.httpd.standing import FORWARDED, Standing
 
@@ -99,10 +100,10 @@ class App:
         scope["divan.session"] = answering.session = session
         better = await self._better(session, headers, answering)
         if better is not None:
-            answering.is_passed_on = True
             response = await self._services.forwarder.send(
                 Request(scope, receive), scope["path"], better
             )
+            scope[PASSED_ON] = True
             await response(scope, receive, answering.send)
             return
         await self._router(scope, receive, answering.send)
@@ -138,7 +139,7 @@ class App:
             # If nobody has it, waiting helps only as long as it may still be on the board.
             if not await services.progress.reach(needs, wait_s if holder else wait_s / 2):
                 if holder is None:
-                    answering.extra = {**answering.extra, "divan-session-behind": "true"}
+                    answering.extra = {**answering.extra, BEHIND: "true"}
                 return holder
         if not is_passed_on and not services.standing.is_young(headers):
             return next((p for p in services.peers.writers() if services.peers.is_live(p)), None)
@@ -164,8 +165,6 @@ class _Answering:
         self.extra = extra
         self.session = Session()
         self.wants_token = False
-        self.is_passed_on = False
-        """Is it another node's answer? It has said what there is to say."""
         self.begun = False
 
     async def send(self, message: Message) -> None:
@@ -173,7 +172,10 @@ class _Answering:
         if message["type"] == "http.response.start":
             self.begun = True
             said = list(self.extra.items())
-            if not self.is_passed_on:
+            if PASSED_ON in self._scope:
+                there = {name for name, _ in message["headers"]}
+                said = [(name, value) for name, value in said if name.encode() not in there]
+            else:
                 self._standing.note(self._scope, self.session)
                 said += self._standing.age()
                 said += self._standing.said(self.session, wants_token=self.wants_token)

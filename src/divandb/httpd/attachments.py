@@ -20,7 +20,7 @@ from divandb.catalog import Known
 from divandb.document import Sent
 from divandb.entry import Prepared
 from divandb.errors import BadRequest, Conflict, DivanError, NotFound, TooLarge
-from divandb.httpd import documents, multipart, respond
+from divandb.httpd import documents, elsewhere, multipart, respond
 from divandb.httpd.call import Call
 from divandb.httpd.documents import check_visible, given_rev
 from divandb.httpd.multipart import Framing
@@ -62,6 +62,8 @@ async def get(call: Call) -> Response:
     tag = f'"{b64encode(att.digest).decode()}"'
     if _has(call.headers.get("if-none-match", ""), tag):
         return respond.not_modified(tag)
+    if call.method != "HEAD" and (passed_on := await elsewhere.answer(call, [att])) is not None:
+        return passed_on
     headers = _headers(att, tag)
     return _packed(call, att, headers) if att.encoding else _plain(call, att, headers)
 

@@ -13,12 +13,13 @@ from divandb.catalog import Known
 from divandb.document import Sent
 from divandb.entry import Prepared
 from divandb.errors import BadRequest, DivanError, IllegalDocId, NotFound
-from divandb.httpd import related, render, respond
-from divandb.httpd.call import Call
+from divandb.httpd import elsewhere, related, render, respond
+from divandb.httpd.call import Call, json_object
 from divandb.httpd.documents import check_visible, pick
 from divandb.httpd.negotiate import wants_multipart
 from divandb.httpd.render import Options
 from divandb.replica import Revision, Row
+from divandb.revtree import Attachment
 
 YIELD_EVERY = 64
 
@@ -108,12 +109,35 @@ async def bulk_get(call: Call) -> Response:
     """``POST /{db}/_bulk_get``."""
     known = call.database()
     call.check_json_content_type()
-    docs = _list(await call.json_object(), "docs", call.services.limits.bulk_docs_max)
+    sent = await call.body()
+    docs = _list(json_object(sent), "docs", call.services.limits.bulk_docs_max)
     options, latest = render.options_of(call), call.flag("latest")
-    if wants_multipart(call.headers.get("accept"), "bulk_get"):
+    is_multipart = wants_multipart(call.headers.get("accept"), "bulk_get") is not None
+    if is_multipart or options.sends_attachments or b'"atts_since"' in sent:
+        missing = await _missing(call, known, docs, options, latest, is_multipart)
+        passed_on = await elsewhere.answer(call, missing, sent)
+        if passed_on is not None:
+            return passed_on
+    if is_multipart:
         found = (find(call, known, wanted, options, latest) for wanted in docs)
         return await related.bulk_get_response(call, known, found)
     return respond.stream(_rows(call, known, docs, options, latest))
+
+
+async def _missing(
+    call: Call, known: Known, docs: list[Any], options: Options, latest: bool, is_multipart: bool
+) -> list[Attachment]:
+    """Attachments that are asked for and whose bytes are not here: of the first such document."""
+    for count, wanted in enumerate(docs):
+        found = find(call, known, wanted, options, latest)
+        if found.row is not None:
+            sending = related.sending(found.options, is_multipart)
+            atts = render.all_sent(found.row, found.revisions, sending)
+            if missing := elsewhere.lacking(call.services.replica, atts):
+                return missing
+        if count % YIELD_EVERY == 0:
+            await asyncio.sleep(0)
+    return []
 
 
 async def _rows(

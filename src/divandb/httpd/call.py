@@ -169,10 +169,7 @@ class Call:
 
     async def json_object(self) -> dict[str, Any]:
         """The body as a JSON object; raises ``BadRequest`` for anything else."""
-        value = await self.json()
-        if not isinstance(value, dict):
-            raise BadRequest("Request body must be a JSON object")
-        return value
+        return json_object(await self.body())
 
     def check_json_content_type(self) -> None:
         """Raises ``UnsupportedMediaType`` unless the body is said to be JSON."""
@@ -188,6 +185,14 @@ def decode_json(data: bytes) -> Any:
         raise BadRequest("invalid UTF-8 JSON") from None
     if _MANY_DIGITS.search(data):
         _check_numbers(data)
+    return value
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """Decode a JSON object; raises ``BadRequest`` for anything else."""
+    value = decode_json(data)
+    if not isinstance(value, dict):
+        raise BadRequest("Request body must be a JSON object")
     return value
 
 

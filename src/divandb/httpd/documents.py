@@ -2,6 +2,7 @@
 ones too.
 """
 
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,7 +17,7 @@ from divandb.catalog import Known
 from divandb.document import Sent
 from divandb.entry import Prepared
 from divandb.errors import BadRequest, Conflict, DivanError, NotFound
-from divandb.httpd import pieces, related, render, respond
+from divandb.httpd import elsewhere, pieces, related, render, respond
 from divandb.httpd.call import Call
 from divandb.httpd.negotiate import wants_multipart
 from divandb.httpd.render import Options
@@ -100,6 +101,9 @@ async def _answer(
     headers = {} if options.varies else respond.etag(revision.rev)
     replica = call.services.replica
     if options.sends_attachments and revision.attachments:
+        passed_on = await _passed_on(call, row, [revision], options)
+        if passed_on is not None:
+            return passed_on
         if wants_multipart(call.headers.get("accept"), "attachments"):
             return await related.related_response(call, known, row, revision, options)
         return respond.stream(
@@ -111,10 +115,23 @@ async def _answer(
 
 async def _open_revs(call: Call, known: Known, row: Row, wanted: str, options: Options) -> Response:
     found = open_revisions(call, known, row, wanted, latest=call.flag("latest"))
-    if wants_multipart(call.headers.get("accept"), "open_revs"):
+    is_multipart = wants_multipart(call.headers.get("accept"), "open_revs") is not None
+    passed_on = await _passed_on(call, row, found, related.sending(options, is_multipart))
+    if passed_on is not None:
+        return passed_on
+    if is_multipart:
         return await related.open_revs_response(call, known, row, found, options)
     made = _open_rows(call.services.replica, known, row, found, options)
     return await pieces.answer(made, respond.JSON, {}, live=False)
+
+
+async def _passed_on(
+    call: Call, row: Row, found: Iterable[Revision | str], options: Options
+) -> Response | None:
+    """Another node's answer, if bytes that are asked for are not here."""
+    if call.method == "HEAD":
+        return None
+    return await elsewhere.answer(call, render.all_sent(row, found, options))
 
 
 async def _open_rows(

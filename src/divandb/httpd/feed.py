@@ -11,6 +11,7 @@ misses nothing.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
@@ -21,11 +22,11 @@ from divandb.auth.policy import UserContext
 from divandb.catalog import Known
 from divandb.config import Limits
 from divandb.errors import NotFound
-from divandb.httpd import pieces, render, respond
+from divandb.httpd import elsewhere, pieces, render, respond
 from divandb.httpd.pieces import Pieces
 from divandb.httpd.services import Services
 from divandb.replica import BETWEEN, DELETED, Lines, Replica, Revision, Row, Start
-from divandb.revtree import Leaf
+from divandb.revtree import Attachment, Leaf
 
 PAGE_ROWS = 1000
 SLICE_ROWS = 250
@@ -229,19 +230,38 @@ class Reader:
         inside = (seq for seq in seqs if self._low < seq <= self._high)
         return sorted(inside, reverse=self._wanted.descending)
 
-    def _candidates(self) -> Iterator[Row]:
+    def _batch(self) -> Iterator[Row]:
+        """The next rows, still to be gone through."""
         if self._order is not None:
-            batch, self._order = self._order[:SLICE_ROWS], self._order[SLICE_ROWS:]
+            batch = self._order[:SLICE_ROWS]
             rows = (self._replica.changed_at(self._known, seq) for seq in batch)
-            if not batch:
-                self._end_range()
             return (row for row in rows if row is not None)
-        found = self._replica.changed(
-            self._known, self._low, self._high, SLICE_ROWS, descending=self._wanted.descending
+        return iter(
+            self._replica.changed(
+                self._known, self._low, self._high, SLICE_ROWS, descending=self._wanted.descending
+            )
         )
-        if not found:
+
+    def upcoming(self) -> list[Attachment]:
+        """The attachments of the documents in the next slice."""
+        if not self.left or self._low >= self._high:
+            return []
+        shown = (row for row in self._batch() if self._shown_revs(row))
+        winners = (row.winner for row in islice(shown, self.left))
+        return [att for leaf in winners if leaf is not None for att in leaf.attachments]
+
+    def _candidates(self) -> Iterator[Row]:
+        found = self._batch()
+        if self._order is not None:
+            is_end = not self._order
+            self._order = self._order[SLICE_ROWS:]
+            if is_end:
+                self._end_range()
+            return found
+        rows = list(found)
+        if not rows:
             self._end_range()
-        return iter(found)
+        return iter(rows)
 
     def _rows(self, frame: "Frame") -> Iterator[bytes]:
         self._suffix = self._replica.suffix(self._known, self._low, self._seen)
@@ -494,7 +514,7 @@ class Feed:
             return
         try:
             self._reader.extend()
-            while (framed := self._reader.slice(self._frame)) is not None:
+            while (framed := await self._next()) is not None:
                 for piece in framed:
                     yield self._sent(piece)
                 if self._wanted.beats and self._now() >= self._silent_until:
@@ -504,6 +524,12 @@ class Feed:
                 await asyncio.sleep(0)
         except NotFound:
             self._over = True
+
+    async def _next(self) -> Iterator[bytes] | None:
+        """The next slice, once the bytes that it sends are here; raises ``Busy``, ``NotFound``."""
+        if self._wanted.include_docs and self._wanted.attachments:
+            await elsewhere.awaited(self._services, self._reader.upcoming())
+        return self._reader.slice(self._frame)
 
     async def _follow(self, changed: asyncio.Event) -> AsyncIterator[bytes]:
         """What changes from now on."""

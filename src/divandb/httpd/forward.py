@@ -5,12 +5,13 @@ this node has, and for attachments whose bytes are still on their way. The clien
 go with the request: the other node decides.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from divandb import streams
 from divandb.cluster.peers import Peer
 from divandb.errors import BadRequest, Busy
 from divandb.httpd.standing import FORWARDED
@@ -18,6 +19,11 @@ from divandb.httpd.standing import FORWARDED
 CONNECT_S_MAX = 2.0
 SILENCE_S_MAX = 75.0
 CONNECTIONS_MAX = 64
+PASSED_ON = "divan.passed_on"
+"""In a request's scope: its answer is another node's, which has said what there is to say."""
+BEHIND = "divan-session-behind"
+"""On an answer without what the session wrote."""
+RANGE_IS_WRONG = 416
 _HOP = frozenset(
     {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host",
      "content-length", "expect"}
@@ -35,29 +41,54 @@ class Forwarder:
 
     async def send(self, request: Request, path: str, peer: Peer) -> Response:
         """The other node's answer, as it comes; raises ``Busy`` when there is none."""
-        client = self._client = self._client or _client(peer.member.url, self._transport)
-        query = request.scope.get("query_string", b"").decode("latin-1")
-        headers = [(name, value) for name, value in request.headers.items() if name not in _HOP]
-        headers.append((FORWARDED, "1"))
         length = request.headers.get("content-length")
-        has_body = length is not None or "transfer-encoding" in request.headers
-        if length is not None:
-            headers.append(("content-length", length))
+        if length is None and "transfer-encoding" not in request.headers:
+            return _passed_back(request, await self._ask(request, path, peer, None))
+        sized = [("content-length", length)] if length is not None else []
+        return _passed_back(request, await self._ask(request, path, peer, _body(request), sized))
+
+    async def attempt(
+        self, request: Request, path: str, peer: Peer, body: bytes
+    ) -> Response | None:
+        """The other node's answer if it is a good one; ``None``: somebody else may do better.
+
+        ``body`` is the request's, which was read, and unpacked.
+        """
+        try:
+            answer = await self._ask(request, path, peer, body or None)
+        except Busy:
+            return None
+        is_good = answer.status_code < 400 or answer.status_code == RANGE_IS_WRONG
+        if is_good and BEHIND not in answer.headers:
+            return _passed_back(request, answer)
+        await answer.aclose()
+        return None
+
+    async def _ask(
+        self,
+        request: Request,
+        path: str,
+        peer: Peer,
+        body: AsyncIterator[bytes] | bytes | None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> httpx.Response:
+        client = self._client = self._client or streams.client(
+            peer.member.url,
+            httpx.Timeout(SILENCE_S_MAX, connect=CONNECT_S_MAX),
+            connections_max=CONNECTIONS_MAX,
+            transport=self._transport,
+        )
+        query = request.scope.get("query_string", b"").decode("latin-1")
+        dropped = _HOP | {"content-encoding"} if isinstance(body, bytes) else _HOP
+        kept = [(name, value) for name, value in request.headers.items() if name not in dropped]
         sending = client.build_request(
             request.method, f"{peer.member.url}{path}{'?' if query else ''}{query}",
-            headers=headers, content=_body(request) if has_body else None,
+            headers=[*kept, (FORWARDED, "1"), *headers], content=body,
         )  # fmt: skip
         try:
-            answer = await client.send(sending, stream=True)
+            return await client.send(sending, stream=True)
         except httpx.HTTPError as fault:
             raise Busy(f"The node that has this cannot be reached: {fault!r}") from None
-        kept = [(n, v) for n, v in answer.headers.multi_items() if n not in _NOT_PASSED_BACK]
-        response = StreamingResponse(_pieces(answer), answer.status_code)
-        response.raw_headers = [(n.encode(), v.encode("latin-1")) for n, v in kept]
-        if request.method == "HEAD" and "content-length" in answer.headers:
-            length_line = answer.headers["content-length"].encode()
-            response.raw_headers.append((b"content-length", length_line))
-        return response
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -65,15 +96,14 @@ class Forwarder:
             await self._client.aclose()
 
 
-def _client(url: str, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        transport=transport,
-        timeout=httpx.Timeout(SILENCE_S_MAX, connect=CONNECT_S_MAX),
-        limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
-        trust_env=False,
-        verify=url.startswith("https"),  # reading the system's certificates takes memory and time
-        follow_redirects=False,
-    )
+def _passed_back(request: Request, answer: httpx.Response) -> Response:
+    kept = [(n, v) for n, v in answer.headers.multi_items() if n not in _NOT_PASSED_BACK]
+    response = StreamingResponse(_pieces(answer), answer.status_code)
+    response.raw_headers = [(n.encode(), v.encode("latin-1")) for n, v in kept]
+    if request.method == "HEAD" and "content-length" in answer.headers:
+        length_line = answer.headers["content-length"].encode()
+        response.raw_headers.append((b"content-length", length_line))
+    return response
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:

@@ -17,7 +17,7 @@ from divandb.auth import policy
 from divandb.auth.users import USERS_DB
 from divandb.catalog import Known
 from divandb.errors import BadRequest, QueryParseError, TooLarge
-from divandb.httpd import pieces, render
+from divandb.httpd import elsewhere, pieces, render
 from divandb.httpd.call import Call, encode_json
 from divandb.httpd.pieces import Pieces
 from divandb.httpd.respond import JSON
@@ -277,6 +277,7 @@ class _Listing:
     """One query's answer."""
 
     def __init__(self, call: Call, known: Known, query: Query, within: Span) -> None:
+        self._services = call.services
         self._replica: Replica = call.services.replica
         self._known = known
         self._query = query
@@ -391,9 +392,19 @@ class _Listing:
             ids = self._replica.ids(self._known, span, rows, descending=self._query.descending)
             if not ids:
                 return
+            await self._arrived(ids)
             for piece in pieces.batched(self._render_rows(ids)):
                 yield piece
             span = rest_after(span, ids[-1], descending=self._query.descending)
+
+    async def _arrived(self, keys: list[Any]) -> None:
+        """Wait for bytes that are to be sent and are not here; raises ``Busy``."""
+        if not (self._query.include_docs and self._query.attachments):
+            return
+        ids = [key for key in keys if isinstance(key, str)]
+        for row in self._replica.rows(self._known, ids):
+            if row.winner is not None and not row.flags & DELETED:
+                await elsewhere.awaited(self._services, row.winner.attachments)
 
     def _render_rows(self, ids: list[str]) -> Iterator[bytes]:
         for doc_id in ids:
@@ -422,6 +433,8 @@ class _Listing:
     async def _by_keys(self) -> Pieces:
         keys = self._chosen_keys()
         for start in range(0, len(keys), SLICE_ROWS):
+            if self._within is not LOCAL:
+                await self._arrived(keys[start : start + SLICE_ROWS])
             for piece in pieces.batched(self._key_rows(keys[start : start + SLICE_ROWS])):
                 yield piece
 

@@ -262,6 +262,13 @@ class BulkRow(Protocol):
         ...
 
 
+def sending(options: Options, is_multipart: bool) -> Options:
+    """What is asked for in an answer of this form: one of several revisions as multipart always has
+    attachments' bytes.
+    """
+    return msgspec.structs.replace(options, attachments=True) if is_multipart else options
+
+
 async def related_response(
     call: Call, known: Known, row: Row, revision: Revision, options: Options
 ) -> Response:
@@ -283,7 +290,7 @@ async def open_revs_response(
 ) -> Response:
     """Several revisions of a document, their attachments included, as multipart/mixed."""
     outer, inner = _boundary(call), _boundary(call)
-    options = msgspec.structs.replace(options, attachments=True)
+    options = sending(options, is_multipart=True)
 
     async def pieces() -> AsyncIterator[bytes]:
         replica = call.services.replica
@@ -320,7 +327,7 @@ async def bulk_get_response(call: Call, known: Known, found: Iterable[BulkRow]) 
 async def _bulk_entry(
     replica: Replica, known: Known, entry: BulkRow, outer: str, inner: str
 ) -> AsyncIterator[bytes]:
-    options = msgspec.structs.replace(entry.options, attachments=True)
+    options = sending(entry.options, is_multipart=True)
     for revision in entry.revisions:
         if isinstance(revision, str) or entry.row is None:
             yield multipart.bulk_get_error(_bulk_error(entry, revision), outer)

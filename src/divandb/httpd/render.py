@@ -6,7 +6,7 @@ time.
 """
 
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import msgspec
 import orjson
@@ -139,6 +139,13 @@ def sent_attachments(row: Row, revision: Revision, options: Options) -> list[Att
         (revtree.parse_rev(rev)[0] for rev in options.atts_since if rev in ancestry), default=0
     )
     return [att for att in revision.attachments if att.revpos > has]
+
+
+def all_sent(row: Row, found: Iterable[Revision | str], options: Options) -> Iterator[Attachment]:
+    """The same of several revisions of a document; those that are not here as their names."""
+    for revision in found:
+        if isinstance(revision, Revision):
+            yield from sent_attachments(row, revision, options)
 
 
 def _head(replica: Replica, known: Known, row: Row, revision: Revision, options: Options) -> bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from divandb.catalog import Catalog
 from divandb.clock import Clock, Rng
@@ -58,3 +58,5 @@ class Services:
     """Is everything here that a cluster has from the beginning?"""
     numbers: Callable[[], dict[str, float]]
     """The process's numbers by name, with the unit in the name."""
+    want: Callable[[Iterable[bytes]], None] = lambda names: None
+    """Has attachments fetched that a read has found missing; of a single node there are none."""

@@ -23,6 +23,7 @@ from divandb.config import Limits
 from divandb.errors import BadRequest
 from divandb.settings import Settings
 
+AGE_KEPT_S = 0.002
 FORWARDED = "divan-forwarded"
 """On a request that another node passed on: it goes no further."""
 
@@ -37,6 +38,9 @@ class Standing:
         self._progress = progress
         self._settings = settings
         self._limits = limits
+        self._age: list[tuple[str, str]] = []
+        self._age_lines = b""
+        self._age_until = -1.0
 
     @property
     def is_alone(self) -> bool:
@@ -50,12 +54,24 @@ class Standing:
         return self._progress.lag(self._limits.silent_slot_ms)[0]
 
     def age(self) -> list[tuple[str, str]]:
-        """The headers that say how old the view is."""
+        """The headers that say how old the view is; made anew only every ``AGE_KEPT_S``."""
+        now = self._progress.now()
+        if now >= self._age_until:
+            self._age = self._make_age()
+            self._age_lines = b"".join(
+                b"%b: %b\r\n" % (n.encode(), v.encode()) for n, v in self._age
+            )
+            self._age_until = now + AGE_KEPT_S
+        return self._age
+
+    def _make_age(self) -> list[tuple[str, str]]:
         if self.is_alone:
             return []
         lag_ms, silent = self._progress.lag(self._limits.silent_slot_ms)
         known = lag_ms is not None and self._peers.lease_holds()
-        found = [("divan-lag", str(ceil(lag_ms or 0)) if known else "unknown")]
+        found = [
+            ("divan-lag", str(ceil((lag_ms or 0) + AGE_KEPT_S * 1000)) if known else "unknown")
+        ]
         if silent:
             named = ", ".join(f"{slot}={int(age)}" for slot, age in sorted(silent.items()))
             found.append(("divan-silent", named))
@@ -63,7 +79,8 @@ class Standing:
 
     def age_lines(self) -> bytes:
         """The same as they go over the wire."""
-        return b"".join(b"%b: %b\r\n" % (n.encode(), v.encode()) for n, v in self.age())
+        self.age()
+        return self._age_lines
 
     def is_young(self, headers: Headers) -> bool:
         """Does the view meet the request's ``Divan-Max-Staleness``? Raises ``BadRequest``."""

@@ -26,12 +26,15 @@ from divandb.revtree import Leaf
 from divandb.store import blobs, documents, registers
 from divandb.store.databases import Database
 from divandb.store.documents import Births
+from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
 from divandb.vector import Vector, covers, join
 
 DRIFT_MS_MAX = 5 * 60_000
 """Another node's clock may be this far ahead of ours; more is applied and raises an alarm."""
 HOLES_A_PAGE = 64
+COUNT_MAX = 10_000
+"""Who only looks does not count further."""
 
 Born = list[tuple[Leaf, bytes]]
 
@@ -71,6 +74,26 @@ def retry_holes(ledger: Ledger, now_ms: int) -> int:
         take(ledger, [data for _, data in rows], now_ms)
     left: Any = ledger.connection.execute("SELECT count(*) FROM hole").fetchone()
     count: int = left[0]
+    return count
+
+
+def holes(connection: Connection, reasons_max: int) -> tuple[int, list[str]]:
+    """How many events could not be applied, counted up to ``COUNT_MAX``; the latest reasons."""
+    rows: Any = connection.execute(
+        "SELECT reason FROM hole ORDER BY n DESC LIMIT ?", (reasons_max,)
+    ).fetchall()
+    return _count(connection, "SELECT n FROM hole ORDER BY n"), [reason for (reason,) in rows]
+
+
+def count_waiting(connection: Connection) -> int:
+    """How many `_local` documents wait for what they vouch for, counted up to ``COUNT_MAX``."""
+    return _count(connection, "SELECT origin FROM waiting")
+
+
+def _count(connection: Connection, rows: str) -> int:
+    sql = f"SELECT count(*) FROM ({rows} LIMIT {COUNT_MAX})"
+    found: Any = connection.execute(sql).fetchone()
+    count: int = found[0]
     return count
 
 

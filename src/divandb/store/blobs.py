@@ -23,6 +23,13 @@ _USAGE = """
 SELECT num, name, touched_ms, EXISTS (SELECT 1 FROM blob_use WHERE blob = name)
 FROM blob WHERE num > ? ORDER BY num LIMIT ?
 """
+# Revisions of a dropped database need nothing any more.
+_MISSING = """
+SELECT DISTINCT blob FROM blob_use
+WHERE NOT EXISTS (SELECT 1 FROM blob WHERE name = blob_use.blob)
+AND EXISTS (SELECT 1 FROM database WHERE num = db AND NOT dropped)
+LIMIT ?
+"""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -223,6 +230,49 @@ def chunks(connection: Connection, name: bytes) -> Iterator[Chunk]:
             yield Chunk(name, index, found[1], data)
     except LookupError:
         return
+
+
+def chunk(connection: Connection, name: bytes, index: int) -> Chunk | None:
+    """One chunk of a blob; ``None`` if it is not whole here, or has no such chunk."""
+    found = find(connection, name)
+    if found is None:
+        return None
+    num, length = found
+    if not length and not index:
+        return Chunk(name, 0, 0, b"")
+    if index * CHUNK_BYTES >= length:
+        return None
+    row: Any = connection.execute(
+        "SELECT data FROM blob_chunk WHERE place = ?", (num << CHUNK_BITS | index,)
+    ).fetchone()
+    return Chunk(name, index, length, row[0]) if row else None
+
+
+def missing(connection: Connection, limit: int) -> list[bytes]:
+    """Blobs that revisions refer to and that are not here, up to ``limit`` of them.
+
+    Looks at every use: 1 s for a million.
+    """
+    rows: Any = connection.execute(_MISSING, (limit,))
+    return [name for (name,) in rows]
+
+
+def copies(connection: Connection, name: bytes) -> dict[int, set[int]]:
+    """What has come of a blob that is on its way here from other nodes: by the length that its
+    chunks name, the numbers of those that are here.
+    """
+    rows: Any = connection.execute(
+        "SELECT num, arriving FROM blob WHERE arriving > ? AND arriving < ?",
+        (name, name + b"\xff" * 9),
+    ).fetchall()
+    found: dict[int, set[int]] = {}
+    for num, copy in rows:
+        low, high = num << CHUNK_BITS, (num + 1) << CHUNK_BITS
+        places: Any = connection.execute(
+            "SELECT place FROM blob_chunk WHERE place >= ? AND place < ?", (low, high)
+        )
+        found[int.from_bytes(copy[len(name) :], "big")] = {place - low for (place,) in places}
+    return found
 
 
 def touch(connection: Connection, name: bytes, now_ms: int) -> bool:

@@ -403,11 +403,13 @@ def drop_old_after(
 
 
 def use_blobs(ledger: Ledger, num: int, doc_id: str, leaf: Leaf) -> None:
-    """Note that a revision refers to its attachments' blobs."""
+    """Note that a revision refers to its attachments' blobs, be they here or not."""
     ledger.connection.executemany(
         "INSERT OR IGNORE INTO blob_use VALUES (?, ?, ?, ?)",
         [(num, doc_id, leaf.rev, att.blob) for att in leaf.attachments],
     )
+    for att in leaf.attachments:
+        ledger.unmet_blobs += blobs.find(ledger.connection, att.blob) is None
 
 
 def release_blobs(ledger: Ledger, num: int, doc_id: str, rev: str, document: Document) -> None:

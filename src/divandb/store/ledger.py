@@ -69,6 +69,10 @@ class Ledger:
         self._rng = rng
         self.origin: Origin | None = None
         self.alarms = Alarms()
+        self.unmet_blobs = 0
+        """How often since the start a revision came before the bytes of its attachment. Set on the
+        writer's thread, read on any.
+        """
         self.after_commit: list[Callable[[], object]] = []
         """What to call once the transaction under way is durable; forgotten when it is undone.
 

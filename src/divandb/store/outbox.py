@@ -91,6 +91,15 @@ def unpublished(connection: Connection) -> dict[int, int]:
     return dict(rows.fetchall())
 
 
+def span(connection: Connection) -> tuple[int, int]:
+    """The first and the last row that are in it, (1, 0) when there is none."""
+    # Each by itself is found at an end of the table; both together would be a scan.
+    row: Any = connection.execute(
+        "SELECT (SELECT min(n) FROM outbox), (SELECT max(n) FROM outbox)"
+    ).fetchone()
+    return row[0] or 1, row[1] or 0
+
+
 def chunks(connection: Connection, attached: Attached) -> Iterator[bytes]:
     """An attachment as events, a chunk each; every one is a read of its own."""
     for chunk in blobs.chunks(connection, attached.blob):

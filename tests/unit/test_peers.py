@@ -1,0 +1,115 @@
+"""Heartbeats: who counts as heard of, and until when a lease holds."""
+
+import asyncio
+from pathlib import Path
+
+from divandb.cluster import messages
+from divandb.cluster.messages import Heartbeat, Seen
+from divandb.cluster.peers import Peers
+from divandb.cluster.progress import Progress
+from divandb.config import MASTER, REPLICA, Config, Limits, Member
+from divandb.link import LinkBroken, Reply
+from divandb.telemetry import LineLog
+from tests.sim.world import SimLoop
+from tests.stores import StillClock
+
+LEASE_MS = Limits().lease_ms
+M1 = Member("m1", MASTER, "m1", "http://m1")
+M2 = Member("m2", MASTER, "m2", "http://m2")
+REPLICA_1 = Member("m1-r1", REPLICA, "m1", "http://m1-r1")
+
+
+def heartbeat(member: Member, vector: dict[int, int] | None = None) -> Heartbeat:
+    me = Seen(member.name, member.role, member.slot, member.url, 1, 0.0)
+    return Heartbeat(vector or {}, {}, 0.0, None, [], [me])
+
+
+class SlowLink:
+    """Another node whose answer is there at once, and read ``takes_ms`` later."""
+
+    def __init__(self, clock: StillClock, member: Member) -> None:
+        self._clock = clock
+        self._member = member
+        self.takes_ms = 0
+        self.is_down = False
+
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", *, wait_s: float = 0.0,
+        body_bytes_max: int, repeatable: bool = False,
+    ) -> Reply:  # fmt: skip
+        self._clock.ms += self.takes_ms
+        if self.is_down:
+            raise LinkBroken("down", sent=False)
+        return Reply(200, [], messages.encode(heartbeat(self._member)))
+
+    def set_url(self, url: str) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+
+class Group:
+    """The peers of one node, with a clock that stands still."""
+
+    def __init__(self, me: Member, *others: Member) -> None:
+        self.clock = StillClock()
+        self.links = {other.url: SlowLink(self.clock, other) for other in others}
+        config = Config(
+            Path("unused"), me.name, me.role, me.slot, me.url,
+            seeds=others, limits=Limits(),
+        )  # fmt: skip
+        progress = Progress({}, {}, self.clock, me.slot if me.role == MASTER else None)
+        self.peers = Peers(
+            config, progress, lambda url: self.links[url], self.clock, LineLog("x", self.clock)
+        )
+
+    def beat(self) -> None:
+        """One round of heartbeats."""
+
+        async def once() -> None:
+            running = asyncio.ensure_future(self.peers.run())
+            await asyncio.sleep(0.05)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+        loop = SimLoop()
+        try:
+            loop.run_until_complete(once())
+        finally:
+            loop.close()
+
+
+def test_an_answer_renews_the_lease_from_when_it_was_asked_for() -> None:
+    group = Group(REPLICA_1, M1)
+    group.clock.ms += LEASE_MS + 1
+    assert not group.peers.lease_holds()
+    group.links[M1.url].takes_ms = 100
+    group.beat()
+    assert group.peers.lease_holds()
+    group.clock.ms += LEASE_MS - 101
+    assert group.peers.lease_holds()
+    group.clock.ms += 2
+    assert not group.peers.lease_holds()
+
+
+def test_a_node_that_was_stopped_does_not_believe_an_old_answer() -> None:
+    """The answer came at once, and was read when the node was let go on."""
+    group = Group(REPLICA_1, M1)
+    group.links[M1.url].takes_ms = LEASE_MS + 1
+    group.beat()
+    assert not group.peers.lease_holds()
+
+
+def test_a_request_that_lay_unread_renews_nothing() -> None:
+    group = Group(M2, M1)
+    group.clock.ms += LEASE_MS + 1
+    group.peers.answer(heartbeat(M1))
+    assert not group.peers.lease_holds()
+
+
+def test_the_only_master_needs_no_lease() -> None:
+    """Nobody else writes: its view is never old, whether its replicas answer or not."""
+    group = Group(M1, REPLICA_1)
+    group.clock.ms += LEASE_MS + 1
+    assert group.peers.lease_holds()
