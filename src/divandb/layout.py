@@ -27,6 +27,7 @@ from divandb.server import serve
 from divandb.store.file import FILE_NAME
 from divandb.supervisor import ChildSpec
 
+CACHE_BYTES_MIN = 2 * 2**20
 BOARD = "board"
 
 
@@ -146,9 +147,19 @@ class Layout:
             keys=keys,
             seeds=tuple(others),
             founding=self._is_founding(folder),
-            limits=self.limits,
+            limits=_shared(self.limits, len(nodes)),
         )
 
     def _is_founding(self, folder: Path) -> bool:
         """When all start together, only a node that has lost its file looks for another."""
         return self.is_starting and (self.founding or (folder / FILE_NAME).exists())
+
+
+def _shared(limits: Limits, nodes: int) -> Limits:
+    """The limits of one of many nodes: their caches share the machine's memory, unless an operator
+    has set the size.
+    """
+    if limits.sqlite_cache_bytes_max != Limits().sqlite_cache_bytes_max:
+        return limits
+    share = max(limits.sqlite_cache_bytes_max // nodes, CACHE_BYTES_MIN)
+    return dataclasses.replace(limits, sqlite_cache_bytes_max=share)

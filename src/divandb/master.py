@@ -178,14 +178,16 @@ class Master:
         return rev
 
     def _keep_blobs(self, write: Edit | Graft) -> DivanError | None:
-        """Store what travels with the document; everything else must be here already."""
+        """Store what travels with the document; everything else must be here already, or be what
+        another revision refers to: then it is on its way.
+        """
         if not write.attachments:
             return None
         now_ms = self._clock.wall_ms()
         for name, data in write.blobs:
             blobs.put_whole(self._ledger.connection, name, data, now_ms)
         for att in write.attachments:
-            if blobs.find(self._ledger.connection, att.blob) is None:
+            if not blobs.is_known(self._ledger.connection, att.blob):
                 return PreconditionFailed(f"The bytes of attachment {att.name} are not here.")
         return None
 

@@ -36,7 +36,7 @@ from divandb.commands import Job
 from divandb.condition import Inside, condition
 from divandb.config import MASTER, Config
 from divandb.entry import Entry
-from divandb.errors import FileExists
+from divandb.errors import DivanError
 from divandb.httpd import (
     attachments,
     bulk,
@@ -84,6 +84,7 @@ SWITCH_INTERVAL_S = 0.001
 OFFLOAD_THREADS = 2
 GRACE_S = 5
 TICK_S = 1.0
+FIRST_START_RETRY_S = 0.2
 
 
 def serve(config: Config, sockets: Sockets) -> None:
@@ -289,7 +290,7 @@ async def opened(config: Config) -> AsyncIterator[Node]:
             give=giver.give,
             carry_out=desk.submit if desk is not None else None,
             condition=lambda: condition(inside),
-            is_ready=lambda: all(catalog.find(name) is not None for name in SYSTEM_DATABASES),
+            is_ready=lambda: _has_system_databases(catalog),
             numbers=lambda: upkeep.status() | {"write_queue_jobs": writer.waiting_jobs},
             want=gatherer.want,
         )
@@ -313,7 +314,7 @@ async def opened(config: Config) -> AsyncIterator[Node]:
             await stack.enter_async_context((as_master if is_master else as_replica)(parts, role))
         if is_master:
             await stack.enter_async_context(
-                _background(_first_start(entry, catalog, settings, rng, log))
+                _background(_first_start(entry, catalog, settings, rng))
             )
         checkpointer = Checkpointer(disk, gauge, limits)
         stack.callback(checkpointer.close)
@@ -402,18 +403,27 @@ class _Delivery:
         self.progress.advance(vector)
 
 
-async def _first_start(
-    entry: Entry, catalog: Catalog, settings: Settings, rng: SystemRng, log: LineLog
-) -> None:
-    """What a new cluster has from the beginning: a secret for cookies, and the system databases."""
-    try:
-        if not settings.find("chttpd_auth", "secret"):
-            await entry.set_setting("chttpd_auth/secret", rng.token(16).hex().encode())
-        for name in SYSTEM_DATABASES:
-            if catalog.find(name) is None:
-                await entry.create_database(name, {})
-    except FileExists:
-        log.event("another master has made the system databases")
+async def _first_start(entry: Entry, catalog: Catalog, settings: Settings, rng: SystemRng) -> None:
+    """What a new cluster has from the beginning: a secret for cookies, and the system databases.
+
+    Several masters may begin at once; what one refuses another has done, or is tried again.
+    """
+    while not (_has_secret(settings) and _has_system_databases(catalog)):
+        with suppress(DivanError):
+            if not _has_secret(settings):
+                await entry.set_setting("chttpd_auth/secret", rng.token(16).hex().encode())
+            for name in SYSTEM_DATABASES:
+                if catalog.find(name) is None:
+                    await entry.create_database(name, {})
+        await asyncio.sleep(FIRST_START_RETRY_S)
+
+
+def _has_secret(settings: Settings) -> bool:
+    return bool(settings.find("chttpd_auth", "secret"))
+
+
+def _has_system_databases(catalog: Catalog) -> bool:
+    return all(catalog.find(name) is not None for name in SYSTEM_DATABASES)
 
 
 def _fatal(log: LineLog, broken: threading.Event) -> Any:

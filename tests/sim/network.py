@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from divandb.cluster.messages import PREFIX
 from divandb.link import LinkBroken, Reply
 from tests.sim.world import Process, SimLoop
 
@@ -42,8 +43,8 @@ class Faults:
     replies_lost: float = 0.0
     """Carried out, and not answered."""
     requests_doubled: float = 0.0
-    """Of those between nodes: carried out a second time, up to ``late_s`` later, with nobody to
-    take that answer.
+    """Of those that only nodes send: once answered, carried out a second time, up to ``late_s``
+    later, with nobody to take that answer.
     """
     lost_answers: float = 0.0
     """Batches that the board stores and does not acknowledge."""
@@ -90,22 +91,25 @@ class Exchange:
         self.gone = asyncio.Event()
         """Set when nobody waits for the answer any more."""
         self._network = network
-        self._source = source
+        self.source = source
         self._target = target
         self._parts: asyncio.Queue[Any] = asyncio.Queue()
         self._last_at = 0.0
         self.is_mute = False
         """Does the answer go nowhere?"""
+        self.is_doubled = False
 
     def send(self, part: Any) -> None:
         """The answering side: (status, headers), then pieces of the body, then ``None``."""
+        if part is None and self.is_doubled:
+            self._network.double(self, self._target)
         if not self.is_mute:
             loop = self._network.loop
             self._last_at = max(self._last_at + INSTANT_S, loop.now_s + self._network.delay())
             loop.call_at(self._last_at, self._arrive, part, context=loop.nobody)
 
     def _arrive(self, part: Any) -> None:
-        if self._network.arrives(self._target, self._source):
+        if self._network.arrives(self._target, self.source):
             self._parts.put_nowait(part)
 
     def reset(self, after_s: float = 0.0) -> None:
@@ -185,21 +189,23 @@ class Network:
             return exchange
         if self._rng.random() < faults.replies_lost:
             exchange.reset(self._rng.random() * RESET_S)
-        delay_s = self.delay()
-        self.loop.later(delay_s, self._deliver, exchange, site)
-        between_nodes = self.sites[source].process is not None
-        if between_nodes and self._rng.random() < faults.requests_doubled:
-            second = Exchange(self, source, target, request)
-            second.is_mute = True
-            delay_s += self._rng.random() * faults.late_s
-            self.loop.later(delay_s, self._deliver, second, site)
+        self.loop.later(self.delay(), self._deliver, exchange, site)
+        between_nodes = request.path.startswith(PREFIX)
+        exchange.is_doubled = between_nodes and self._rng.random() < faults.requests_doubled
         return exchange
+
+    def double(self, exchange: Exchange, target: str) -> None:
+        """What was answered is carried out once more, some time later."""
+        second = Exchange(self, exchange.source, target, exchange.request)
+        second.is_mute = True
+        late_s = self._rng.random() * self.faults.late_s
+        self.loop.later(late_s, self._deliver, second, self.sites[target])
 
     def _deliver(self, exchange: Exchange, site: Site) -> None:
         process = site.process
         if process is None or not process.is_alive:
             exchange.reset()
-        elif self.linked(exchange._source, site.name):
+        elif self.linked(exchange.source, site.name):
             process.at_death.append(exchange.reset)
             task = process.start(_answer(site, exchange))
             task.add_done_callback(

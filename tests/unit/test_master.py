@@ -5,8 +5,9 @@ from pathlib import Path
 import apsw
 import pytest
 
+from divandb.attachments import pack
 from divandb.commands import Graft, WriteDocuments
-from divandb.errors import Conflict
+from divandb.errors import Conflict, PreconditionFailed
 from divandb.store import checkpoints, documents
 from tests.stores import Store, edit
 
@@ -28,6 +29,23 @@ def test_an_edit_whose_revision_stands_there_with_another_content(tmp_path: Path
         state = documents.read_state(store.reader, num, "d")
         assert {following.body, body} == set(state.bodies)
         store.close()
+
+
+def test_an_attachment_may_be_on_its_way_here(tmp_path: Path) -> None:
+    """Its bytes may come after its document: whoever keeps it is not refused for that."""
+    store = Store(tmp_path)
+    store.create("db")
+    att = pack(b"bytes", "application/x-data").attachment("a", "application/x-data", 1)
+    (refused,) = store.write("db", edit("d", None, {}, attachments=(att,)))
+    assert isinstance(refused, PreconditionFailed)
+    (first,) = store.write(
+        "db", edit("d", None, {}, attachments=(att,), blobs=((att.blob, b"bytes"),))
+    )
+    store.do(lambda ledger: ledger.connection.execute("DELETE FROM blob"))
+    (second,) = store.write("db", edit("d", first, {"v": 2}, attachments=(att,)))
+    assert second.startswith("2-")
+    assert store.ledger.unmet_blobs == 1
+    store.close()
 
 
 def test_a_commit_stands_though_the_disk_refuses_what_comes_after(tmp_path: Path) -> None:

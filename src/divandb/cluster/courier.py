@@ -164,8 +164,8 @@ class Courier:
 
 
 def _lingers(job: Job) -> bool:
-    """May its answer take longer than a commit? Others need not wait for that."""
-    return job.concern != "local" or bool(job.needs)
+    """May its answer take longer than a commit, or can it not be repeated? It goes by itself."""
+    return job.concern != "local" or bool(job.needs) or isinstance(job.command, Purge)
 
 
 def _mark_repeats(jobs: list[Job]) -> None:

@@ -24,6 +24,8 @@ from divandb.vector import Vector, covers
 
 MESSAGE_BYTES_MAX = 4 * 2**20
 MEMBERS_MAX = 4096
+LEASE_LOOK_S = 0.1
+REACHED = f"{messages.PREFIX}/reached"
 HEARTBEAT = f"{messages.PREFIX}/heartbeat"
 NAMES_EVERY = 4
 """One in so many heartbeats speaks of others, too: that is most of what one costs."""
@@ -145,9 +147,7 @@ class Peers:
 
     def is_live(self, peer: Peer) -> bool:
         """Was it heard of within the lease, and does it take connections?"""
-        if peer.refuses or peer.heard is None:
-            return False
-        return self._clock.monotonic() - peer.heard < self._config.limits.lease_ms / 1000
+        return self.is_known(peer) and not peer.refuses
 
     def masters(self) -> list[Peer]:
         """The other masters that live, the closest first."""
@@ -326,35 +326,39 @@ class Peers:
     async def visible(self, written: Vector, within_s: float) -> tuple[int, int]:
         """(on how many other nodes it has been applied, of how many that clients may be reading)"""
         found = await asyncio.gather(
-            *(self._shows(peer, written, within_s) for peer in self.all() if self.is_live(peer))
+            *(self._shows(peer, written, within_s) for peer in self.all() if self.is_known(peer))
         )
         counted = [shows for shows in found if shows is not None]
         return sum(counted), len(counted)
 
     async def _shows(self, peer: Peer, written: Vector, within_s: float) -> bool | None:
         """Has it been applied there? ``None``: the node's lease has run out meanwhile."""
+        asking = asyncio.ensure_future(self._ask_reached(peer, written, within_s))
         until = self._clock.monotonic() + within_s
-        asking = asyncio.ensure_future(self._has_reached(peer, written, within_s))
         try:
-            while self._clock.monotonic() < until and self.is_live(peer):
-                await asyncio.wait({asking}, timeout=LOOK_S)
-                if asking.done():
-                    yes = asking.result()
-                    if yes is not None:
-                        return yes
-                    await asyncio.sleep(LOOK_S)
+            while not asking.done() and self.is_live(peer) and self._clock.monotonic() < until:
+                await asyncio.wait({asking}, timeout=LEASE_LOOK_S)
+            if asking.done() and asking.result():
+                return True
         finally:
             asking.cancel()
-        return False if self.is_live(peer) else None
+        # It refuses, or is silent: clients may still read there until its lease has run out.
+        while self.is_known(peer) and self._clock.monotonic() < until:
+            await asyncio.sleep(LEASE_LOOK_S)
+        return False if self.is_known(peer) else None
 
-    async def _has_reached(self, peer: Peer, written: Vector, within_s: float) -> bool | None:
-        """What the node says; ``None`` if it says nothing."""
+    def is_known(self, peer: Peer) -> bool:
+        """Was it heard of within the lease?"""
+        lease_s = self._config.limits.lease_ms / 1000
+        return peer.heard is not None and self._clock.monotonic() - peer.heard < lease_s
+
+    async def _ask_reached(self, peer: Peer, written: Vector, within_s: float) -> bool:
         question = messages.Question(dict(written), int(within_s * 1000))
         try:
             reply = await peer.link.ask(
-                "POST", f"{messages.PREFIX}/reached", messages.encode(question),
+                "POST", REACHED, messages.encode(question),
                 wait_s=within_s, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
             )  # fmt: skip
-            return messages.decode_reached(reply.body).yes if reply.status == 200 else None
+            return reply.status == 200 and messages.decode_reached(reply.body).yes
         except (LinkBroken, msgspec.MsgspecError):
-            return None
+            return False

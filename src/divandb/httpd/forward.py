@@ -28,7 +28,7 @@ _HOP = frozenset(
     {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host",
      "content-length", "expect"}
 )  # fmt: skip
-_NOT_PASSED_BACK = _HOP | {"date", "server"}
+_NOT_PASSED_BACK = (_HOP - {"content-length"}) | {"date", "server"}
 
 
 class Forwarder:
@@ -43,9 +43,9 @@ class Forwarder:
         """The other node's answer, as it comes; raises ``Busy`` when there is none."""
         length = request.headers.get("content-length")
         if length is None and "transfer-encoding" not in request.headers:
-            return _passed_back(request, await self._ask(request, path, peer, None))
+            return _passed_back(await self._ask(request, path, peer, None))
         sized = [("content-length", length)] if length is not None else []
-        return _passed_back(request, await self._ask(request, path, peer, _body(request), sized))
+        return _passed_back(await self._ask(request, path, peer, _body(request), sized))
 
     async def attempt(
         self, request: Request, path: str, peer: Peer, body: bytes
@@ -60,7 +60,7 @@ class Forwarder:
             return None
         is_good = answer.status_code < 400 or answer.status_code == RANGE_IS_WRONG
         if is_good and BEHIND not in answer.headers:
-            return _passed_back(request, answer)
+            return _passed_back(answer)
         await answer.aclose()
         return None
 
@@ -96,13 +96,10 @@ class Forwarder:
             await self._client.aclose()
 
 
-def _passed_back(request: Request, answer: httpx.Response) -> Response:
+def _passed_back(answer: httpx.Response) -> Response:
     kept = [(n, v) for n, v in answer.headers.multi_items() if n not in _NOT_PASSED_BACK]
     response = StreamingResponse(_pieces(answer), answer.status_code)
     response.raw_headers = [(n.encode(), v.encode("latin-1")) for n, v in kept]
-    if request.method == "HEAD" and "content-length" in answer.headers:
-        length_line = answer.headers["content-length"].encode()
-        response.raw_headers.append((b"content-length", length_line))
     return response
 
 

@@ -248,6 +248,12 @@ def chunk(connection: Connection, name: bytes, index: int) -> Chunk | None:
     return Chunk(name, index, length, row[0]) if row else None
 
 
+def is_known(connection: Connection, name: bytes) -> bool:
+    """Is the blob here, or does a revision refer to it already?"""
+    used = "SELECT 1 FROM blob_use WHERE blob = ? LIMIT 1"
+    return find(connection, name) is not None or bool(connection.execute(used, (name,)).fetchall())
+
+
 def missing(connection: Connection, limit: int) -> list[bytes]:
     """Blobs that revisions refer to and that are not here, up to ``limit`` of them.
 
