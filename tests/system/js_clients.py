@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from tests.running import Running
+from tests.running import Cluster, Running
 
 FOLDER = Path(__file__).parent / "js"
 INSTALL_S_MAX = 300.0
@@ -24,7 +24,9 @@ def run_script(node: Running, script: str, run_s_max: float) -> None:
     assert problem is None, problem
     try:
         command = ["node", "--test-reporter=spec", script]
-        done = _run(command, {"COUCH_URL": auth_url(node)}, run_s_max)
+        is_cluster = "1" if isinstance(node, Cluster) else "0"
+        place = {"COUCH_URL": auth_url(node), "COUCH_IS_CLUSTER": is_cluster}
+        done = _run(command, place, run_s_max)
     except subprocess.TimeoutExpired as late:
         output = (late.output or b"").decode(errors="replace")
         raise AssertionError(f"{script} took longer than {run_s_max:g} s:\n{output}") from None

@@ -505,7 +505,7 @@ def await_no_begun_blob(node: Running) -> None:
     An upload is seen to begin only after a moment, so nothing must be there several times running.
     """
     quiet = itertools.count(1)
-    place = f"file:{node.data / FILE_NAME}?mode=ro"
+    place = f"file:{node.data / 'm1' / FILE_NAME}?mode=ro"
 
     def none_begun() -> bool:
         nonlocal quiet

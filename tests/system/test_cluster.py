@@ -77,6 +77,21 @@ def test_status_shows_every_process(cluster: Cluster) -> None:
     assert all(name in text for name in cluster.nodes)
 
 
+def test_status_by_url_shows_processes_and_since_when(cluster: Cluster) -> None:
+    done = divandb("status", "--json", "--url", cluster.url, DIVANDB_ADMIN=cluster.credentials)
+    assert done.returncode == 0, done.stderr
+    for node in json.loads(done.stdout)["nodes"]:
+        assert node["pid"] == cluster.pid_of(node["name"])
+        assert node["started_at"] >= cluster.record(node["name"])["started_at"]
+        assert (node["holes"], node["missing_blobs"]) == ({"count": 0, "reasons": []}, 0)
+        assert not any(node["alarms"].values())
+        is_master = node["role"] == "master"
+        assert (node["forwarding_jobs"] is None, node["outbox_rows"] is None) == (
+            is_master,
+            not is_master,
+        )
+
+
 def test_every_node_says_who_it_is_and_whom_it_hears(cluster: Cluster) -> None:
     for name in cluster.nodes:
         status = cluster.status_of(name)

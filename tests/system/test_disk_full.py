@@ -229,7 +229,7 @@ def check_sound(node: Running, written: dict[str, str]) -> None:
     with wired(node) as wire:
         check_there(wire, written)
     assert node.stop() == 0
-    path = node.data / FILE_NAME
+    path = node.data / "m1" / FILE_NAME
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     with contextlib.closing(connection):
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -250,7 +250,7 @@ def test_ten_kills_in_the_middle_of_sixteen_writers_lose_nothing(own: Running) -
     _check_counts(own)
     assert faults(own) == ""
     assert own.stop() == 0
-    assert _integrity(own.data / FILE_NAME) == ["ok"]
+    assert _integrity(own.data / "m1" / FILE_NAME) == ["ok"]
 
 
 def _trees(node: Running, doc_ids: list[str]) -> dict[str, list[dict[str, Any]]]:

@@ -13,6 +13,9 @@ export const admin = {
   password: decodeURIComponent(given.password),
 };
 
+/** Whether requests may come to different nodes. */
+export const isCluster = process.env.COUCH_IS_CLUSTER === '1';
+
 /** `http://user:password@host:port/path`; without credentials when `who` is null. */
 export function address(path = '', who = admin) {
   const url = new URL(`/${path}`, origin);

@@ -29,8 +29,9 @@ async function shown(db) {
 /** All leaf revisions of each document, deleted ones too, as the changes feed tells them. */
 async function leafRevisions(db) {
   const { results } = await db.changes({ since: 0, style: 'all_docs' });
-  const leaves = results.map(({ id, changes }) => [id, changes.map(({ rev }) => rev).sort()]);
-  return leaves.sort(([a], [b]) => (a < b ? -1 : 1));
+  // by id: pages of a feed that come from several nodes of a cluster may tell a change twice
+  const leaves = new Map(results.map(({ id, changes }) => [id, changes.map(({ rev }) => rev).sort()]));
+  return [...leaves].sort(([a], [b]) => (a < b ? -1 : 1));
 }
 
 /**

@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import {
-  address, call, failure, freshDatabase, lines, noise, range, raw, sleep, uniqueName, until, within,
+  address, call, failure, freshDatabase, isCluster, lines, noise, range, raw, sleep, uniqueName,
+  until, within,
 } from './harness.mjs';
 import { PouchDB, remote } from './pouch.mjs';
 
@@ -238,14 +239,25 @@ test('a live feed shows each change once, in order, and ends when it is told to'
   assert.equal(new Set(seen.map((row) => row.seq)).size, 211);
 });
 
+/**
+ * The changes of a feed that is read in pages. In a cluster each page may come from another node,
+ * which has an order of its own: a change may come twice, but none is missed.
+ */
+function told(rows) {
+  if (!isCluster) return rows;
+  return Object.values(Object.fromEntries(rows.map((row) => [row.id, row])))
+    .sort((a, b) => (a.id < b.id ? -1 : 1));
+}
+
 test('a feed read in pages from any of its sequences is the feed', async (t) => {
   const { db } = await fresh(t, 'pages');
   await db.bulkDocs(range(60).map((n) => ({ _id: `p${n}` })));
   const { rows } = await db.allDocs();
   await db.bulkDocs(rows.slice(0, 20).map(({ id, value }) => ({ _id: id, _rev: value.rev, again: true })));
-  const whole = (await db.changes({ since: 0, return_docs: true })).results;
+  const whole = told((await db.changes({ since: 0, return_docs: true })).results);
   assert.equal(whole.length, 60);
-  assert.deepEqual(whole.slice(-20).map((row) => row.changes[0].rev[0]), Array(20).fill('2'));
+  assert.equal(whole.filter((row) => row.changes[0].rev[0] === '2').length, 20);
+  if (!isCluster) assert.ok(whole.slice(-20).every((row) => row.changes[0].rev[0] === '2'));
   let since = 0;
   const paged = [];
   for (;;) {
@@ -254,11 +266,11 @@ test('a feed read in pages from any of its sequences is the feed', async (t) => 
     paged.push(...page.results);
     since = page.last_seq;
   }
-  assert.deepEqual(paged.map((row) => row.id), whole.map((row) => row.id));
-  const rest = await db.changes({ since: whole[41].seq });
-  assert.deepEqual(rest.results.map((row) => row.id), whole.slice(42).map((row) => row.id));
+  assert.deepEqual(told(paged).map((row) => row.id), whole.map((row) => row.id));
+  const rest = (await db.changes({ since: whole[41].seq })).results.map((row) => row.id);
+  if (!isCluster) assert.deepEqual(rest, whole.slice(42).map((row) => row.id));
   const last = await db.changes({ descending: true, limit: 1 });
-  assert.equal(last.results[0].id, whole[59].id);
+  if (!isCluster) assert.equal(last.results[0].id, whole[59].id);
 
   const some = await db.changes({ doc_ids: ['p1', 'p50', 'none'] });
   assert.deepEqual(some.results.map((row) => row.id).sort(), ['p1', 'p50']);

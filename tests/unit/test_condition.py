@@ -1,0 +1,95 @@
+"""What a node says of itself."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from divandb.cluster.peers import Peers
+from divandb.cluster.progress import Progress
+from divandb.condition import REASON_CHARS_MAX, REASONS_MAX, Inside, condition
+from divandb.config import Config
+from divandb.node import Role
+from divandb.store import arrivals, outbox
+from divandb.telemetry import LineLog
+from tests.stores import Store, edit
+
+
+def inside(store: Store, **parts: Any) -> Inside:
+    """A master over this file, without anybody else."""
+    clock = store.clock
+    config = Config(Path("unused"))
+    progress = Progress({}, {}, clock, "m1")
+    peers = Peers(config, progress, lambda url: None, clock, LineLog("m1", clock))
+    nothing = SimpleNamespace(missing=3, fetched=4, events=5, waiting_jobs=6)
+    found: dict[str, Any] = {
+        "config": config, "started_ms": 1_700_000_000_123, "progress": progress, "peers": peers,
+        "role": Role(), "fetcher": nothing, "gatherer": nothing, "writer": nothing,
+        "shelf": SimpleNamespace(status=lambda: {"making": False}), "courier": None,
+        "alarms": store.ledger.alarms, "reading": store.reader, "clock": clock,
+    }  # fmt: skip
+    return Inside(**{**found, **parts})
+
+
+def test_a_calm_node(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    said = condition(inside(store))
+    assert (said["pid"], said["started"]) == (os.getpid(), "2023-11-14T22:13:20.123Z")
+    assert said["holes"] == {"count": 0, "reasons": []}
+    assert (said["waiting_local"], said["missing_blobs"], said["fetched_blobs"]) == (0, 3, 4)
+    assert said["alarms"] == {"hlc_drift_ms_max": 0, "hlc_drift_events": 0, "damaged_blobs": 0}
+    assert said["snapshot"] == {"making": False}
+    assert (said["forwarding_jobs"], said["outbox_rows"]) == (None, None)
+    courier = SimpleNamespace(waiting_jobs=7)
+    assert condition(inside(store, courier=courier))["forwarding_jobs"] == 7
+    store.close()
+
+
+def test_holes_and_alarms_show(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    damaged = [b"\x9b\x02" + bytes([number]) for number in range(REASONS_MAX + 2)]
+    assert store.do(lambda ledger: arrivals.take(ledger, damaged, 0)) == len(damaged)
+    store.do(lambda ledger: ledger.connection.execute("UPDATE hole SET reason = ?", ("x" * 999,)))
+    store.do(lambda ledger: ledger.connection.execute("INSERT INTO waiting VALUES (1,'k',1,1,'')"))
+    store.ledger.alarms.damaged_blobs = 2
+    said = condition(inside(store))
+    assert said["holes"] == {
+        "count": len(damaged), "reasons": ["x" * REASON_CHARS_MAX] * REASONS_MAX,
+    }  # fmt: skip
+    assert said["waiting_local"] == 1
+    assert said["alarms"]["damaged_blobs"] == 2
+    store.close()
+
+
+def test_the_latest_reasons_are_shown(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for number in range(4):
+        store.do(
+            lambda ledger, n=number: ledger.connection.execute(
+                "INSERT INTO hole (reason, event) VALUES (?, ?)", (f"reason {n}", bytes([n]))
+            )
+        )
+    assert arrivals.holes(store.reader, 2) == (4, ["reason 3", "reason 2"])
+    store.close()
+
+
+def test_what_is_behind_the_board_is_counted(tmp_path: Path) -> None:
+    """Rows that are published stay for a while, and do not count."""
+    store = Store(tmp_path)
+    role = Role()
+    role.publisher = SimpleNamespace(published=0, failing=None)  # type: ignore[assignment]
+    node = inside(store, role=role)
+    assert outbox.span(store.reader) == (1, 0)
+    assert condition(node)["outbox_rows"] == 0
+    store.create("db")
+    store.write("db", *(edit(f"d{number}", None, {}) for number in range(9)))
+    assert condition(node)["outbox_rows"] == 10
+    role.publisher.published = 4
+    assert condition(node)["outbox_rows"] == 6
+    store.do(lambda ledger: outbox.trim(ledger.connection, 4))
+    assert (outbox.span(store.reader), condition(node)["outbox_rows"]) == ((5, 10), 6)
+    role.publisher.published = 0  # a new start: what was trimmed is published all the same
+    assert condition(node)["outbox_rows"] == 6
+    role.publisher.published = 10
+    assert condition(node)["outbox_rows"] == 0
+    store.close()
