@@ -98,6 +98,7 @@ class Exchange:
         self.is_mute = False
         """Does the answer go nowhere?"""
         self.is_doubled = False
+        self._is_lost = False
 
     def send(self, part: Any) -> None:
         """The answering side: (status, headers), then pieces of the body, then ``None``."""
@@ -109,7 +110,9 @@ class Exchange:
             loop.call_at(self._last_at, self._arrive, part, context=loop.nobody)
 
     def _arrive(self, part: Any) -> None:
-        if self._network.arrives(self._target, self.source):
+        # Where something of an answer is lost, nothing that follows it arrives.
+        self._is_lost |= not self._network.arrives(self._target, self.source)
+        if not self._is_lost:
             self._parts.put_nowait(part)
 
     def reset(self, after_s: float = 0.0) -> None:

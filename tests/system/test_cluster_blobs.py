@@ -153,11 +153,12 @@ def test_a_node_that_lost_bytes_fetches_them_at_its_next_start(own: Cluster) -> 
 
 def test_an_edit_keeps_an_attachment_whose_bytes_lie_elsewhere(own: Cluster) -> None:
     """A stub needs no bytes, be it at a replica or at the master that takes the write."""
+    doc: dict[str, Any] = own.request("GET", f"/{DB}/text", node=NODE)[1]
     for number in range(2):
         rob(own, "m2", NODE)
-        doc: dict[str, Any] = own.request("GET", f"/{DB}/text", node=NODE)[1]
         status, answer = own.request("PUT", f"/{DB}/text", doc | {"edit": number}, node=NODE)
         assert status == 201, answer
+        doc["_rev"] = answer["rev"]
     own.await_converged()
     for node in own.nodes:
         assert own.exchange("GET", f"/{DB}/text/readme", node=node)[2] == TEXT

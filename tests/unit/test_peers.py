@@ -102,10 +102,27 @@ def test_a_node_that_was_stopped_does_not_believe_an_old_answer() -> None:
 
 
 def test_a_request_that_lay_unread_renews_nothing() -> None:
+    """It came while the node was stopped, and was read when it was let go on."""
     group = Group(M2, M1)
+    group.links[M1.url].is_down = True
+    group.beat()
     group.clock.ms += LEASE_MS + 1
     group.peers.answer(heartbeat(M1))
     assert not group.peers.lease_holds()
+    group.beat()  # the first thing that happens when it goes on, or the second
+    group.peers.answer(heartbeat(M1))
+    assert not group.peers.lease_holds()
+
+
+def test_a_request_renews_the_lease_of_who_runs() -> None:
+    """A master whose only other master is silent, and whose replicas are not."""
+    group = Group(M2, M1)
+    group.links[M1.url].is_down = True
+    for _ in range(3 * LEASE_MS // 250):
+        group.clock.ms += 250
+        group.beat()
+        group.peers.answer(heartbeat(REPLICA_1))
+        assert group.peers.lease_holds()
 
 
 def test_the_only_master_needs_no_lease() -> None:

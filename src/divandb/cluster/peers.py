@@ -130,7 +130,9 @@ class Peers:
         self.fetch: Callable[[Peer], Awaitable[object]] | None = None
         """Catches up from a peer."""
         self.renewed = clock.monotonic()
-        """When the latest request that some other node has answered was sent."""
+        """As of when some other node is known to have answered, or asked."""
+        self._awake = (self.renewed, self.renewed)
+        """The last two moments at which heartbeats were due and this process ran."""
         self._fetching: asyncio.Task[None] | None = None
         for member in config.seeds:
             self._take(member, 0, None)
@@ -217,6 +219,7 @@ class Peers:
         due = loop.time()
         try:
             while True:
+                self._awake = (self._awake[1], self._clock.monotonic())
                 for peer in self._targets():
                     if peer.beating is None or peer.beating.done():
                         peer.beating = asyncio.create_task(self._beat(peer))
@@ -280,8 +283,10 @@ class Peers:
     def answer(self, told: Heartbeat) -> Heartbeat:
         """Another node's heartbeat: take note of it, and say ours.
 
-        It renews no lease: nobody knows when it was sent.
+        Nobody knows when it was sent. What came while this process was stopped is read at once when
+        it goes on: so it counts as of a moment at which this process ran, and read what there was.
         """
+        self.renewed = max(self.renewed, self._awake[0])
         self._learn(told, self._clock.monotonic())
         return self.said()
 

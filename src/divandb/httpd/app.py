@@ -138,6 +138,9 @@ class App:
             wait_s = services.limits.session_wait_ms / 1000
             # If nobody has it, waiting helps only as long as it may still be on the board.
             if not await services.progress.reach(needs, wait_s if holder else wait_s / 2):
+                if holder is not None:
+                    # It may have gone while it was waited for.
+                    holder = services.peers.having(needs, slots)
                 if holder is None:
                     answering.extra = {**answering.extra, BEHIND: "true"}
                 return holder

@@ -5,6 +5,7 @@ this node has, and for attachments whose bytes are still on their way. The clien
 go with the request: the other node decides.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import httpx
@@ -18,6 +19,8 @@ from divandb.httpd.standing import FORWARDED
 
 CONNECT_S_MAX = 2.0
 SILENCE_S_MAX = 75.0
+HEAD_S_MAX = 10.0
+"""For the beginning of an answer."""
 CONNECTIONS_MAX = 64
 PASSED_ON = "divan.passed_on"
 """In a request's scope: its answer is another node's, which has said what there is to say."""
@@ -86,8 +89,10 @@ class Forwarder:
             headers=[*kept, (FORWARDED, "1"), *headers], content=body,
         )  # fmt: skip
         try:
-            return await client.send(sending, stream=True)
-        except httpx.HTTPError as fault:
+            # Sending a large body takes its time; a stopped node would take for ever.
+            async with asyncio.timeout(HEAD_S_MAX if body is None else None):
+                return await client.send(sending, stream=True)
+        except (httpx.HTTPError, TimeoutError) as fault:
             raise Busy(f"The node that has this cannot be reached: {fault!r}") from None
 
     async def close(self) -> None:
