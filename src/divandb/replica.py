@@ -139,6 +139,10 @@ class Replica:
         """Sequence, counts and sizes as of the last commit."""
         return self._catalog.counters(known)
 
+    def contained(self) -> Vector:
+        """What the file contains: the loop may not have been told of all of it."""
+        return changes.vector(self._connection)
+
     def file_bytes(self) -> int:
         """The size of the node's file."""
         pages: Any = self._connection.pragma("page_count")

@@ -258,7 +258,7 @@ async def opened(config: Config) -> AsyncIterator[Node]:
         )
         settings.refresh(replica.settings())
 
-        standing = Standing(peers, progress, settings, limits)
+        standing = Standing(peers, progress, replica.contained, settings, limits)
         forwarder = Forwarder()
         stack.push_async_callback(forwarder.close)
         role = Role()

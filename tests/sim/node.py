@@ -488,7 +488,9 @@ def _open_front(node: Node) -> None:
         node.authenticator.password_settings,
     )  # fmt: skip
     node.settings.refresh(node.replica.settings())
-    node.standing = Standing(node.peers, node.progress, node.settings, limits)
+    node.standing = Standing(
+        node.peers, node.progress, node.replica.contained, node.settings, limits
+    )
     node.role = Role()
     node.services = Services(
         config=config, limits=limits, cluster=node.identity.cluster, catalog=node.catalog,

@@ -306,7 +306,10 @@ def test_changes_are_told_once_each_in_order(couch: Running) -> None:
         assert (await changed.doc())["v"] == 2
 
         rest = [event async for event in database.changes(last_event_id=changed.sequence)]
-        assert rest == []
+        # Another node may tell a change twice, but not an old state of it.
+        is_alone = len(couch.cluster["nodes"]) == 1
+        assert rest == [] or not is_alone
+        assert all(event.rev == seen[event.id].rev for event in rest if event.id in seen)
         some = [event async for event in database.changes(include_docs=True, limit=2)]
         assert len(some) == 2
 

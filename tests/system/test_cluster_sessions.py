@@ -73,10 +73,11 @@ def test_what_was_written_is_read_with_its_token_at_a_replica_of_another_group(
 
 def test_lists_and_changes_keep_the_promise_of_a_token_too(cluster: Cluster, db: str) -> None:
     chance = random.Random(2)
+    token: dict[str, str] = {}
     with wires(cluster, *cluster.nodes) as writing, wires(cluster, *cluster.nodes) as reading:
         for number in range(ROUNDS // 4):
             writer, reader = chance.sample(cluster.nodes, 2)
-            written = writing[writer].ask("POST", f"/{db}", {"n": number})
+            written = writing[writer].ask("POST", f"/{db}", {"n": number}, token)
             assert written.status == 201, written
             doc_id, token = written.json["id"], token_of(written)
             rows = reading[reader].ask("GET", f"/{db}/_all_docs", headers=token).json["rows"]
@@ -480,9 +481,12 @@ def test_visible_is_answered_in_time_and_says_how_far_it_got(fragile: Cluster) -
 
 
 def test_a_silent_slot_is_named_and_the_lag_stays_finite(fragile: Cluster) -> None:
-    """Trace 27: a master that says nothing must not make every view look old for ever."""
+    """Trace 27: a master that says nothing must not make every view look old for ever.
+
+    The other master, which nobody is left to answer, no longer knows how old its view is.
+    """
     fragile.await_converged()
-    others = ["m1", "m1-r1", "m1-r2"]
+    others = ["m1-r1", "m1-r2"]
 
     def said(node: str) -> tuple[str | None, str | None]:
         headers = fragile.exchange("GET", "/db", node=node)[1]
@@ -493,7 +497,7 @@ def test_a_silent_slot_is_named_and_the_lag_stays_finite(fragile: Cluster) -> No
             fragile.await_true(lambda node=node: said(node)[1] is not None, wait_s_max=10)
             lag, silent = said(node)
             assert silent is not None and silent.startswith("m2="), node
-            assert int(silent.partition("=")[2]) > SILENT_MS
+            assert int(silent.partition("=")[2]) >= SILENT_MS
             assert lag is not None and int(lag) < 3 * SILENT_MS, (node, lag)
         time.sleep(SILENT_MS / 1000)
         for node in others:

@@ -116,7 +116,7 @@ def test_a_request_that_lay_unread_renews_nothing() -> None:
 
 def test_a_request_renews_the_lease_of_who_runs() -> None:
     """A master whose only other master is silent, and whose replicas are not."""
-    group = Group(M2, M1)
+    group = Group(M2, M1, REPLICA_1)
     group.links[M1.url].is_down = True
     for _ in range(3 * LEASE_MS // 250):
         group.clock.ms += 250

@@ -103,9 +103,13 @@ class App:
             response = await self._services.forwarder.send(
                 Request(scope, receive), scope["path"], better
             )
-            scope[PASSED_ON] = True
-            await response(scope, receive, answering.send)
-            return
+            if response is not None:
+                scope[PASSED_ON] = True
+                await response(scope, receive, answering.send)
+                return
+            # It died a moment ago: what is here is the best that there is.
+            if not self._services.progress.contains(session.needs.vector):
+                answering.extra = {**answering.extra, BEHIND: "true"}
         await self._router(scope, receive, answering.send)
 
     async def _answer_peer(

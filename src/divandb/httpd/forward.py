@@ -27,6 +27,7 @@ PASSED_ON = "divan.passed_on"
 BEHIND = "divan-session-behind"
 """On an answer without what the session wrote."""
 RANGE_IS_WRONG = 416
+_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
 _HOP = frozenset(
     {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host",
      "content-length", "expect"}
@@ -42,13 +43,20 @@ class Forwarder:
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
 
-    async def send(self, request: Request, path: str, peer: Peer) -> Response:
-        """The other node's answer, as it comes; raises ``Busy`` when there is none."""
+    async def send(self, request: Request, path: str, peer: Peer) -> Response | None:
+        """The other node's answer, as it comes; raises ``Busy`` when there is none.
+
+        ``None``: it takes no connection, and nothing of the request is gone.
+        """
         length = request.headers.get("content-length")
-        if length is None and "transfer-encoding" not in request.headers:
-            return _passed_back(await self._ask(request, path, peer, None))
+        has_body = length is not None or "transfer-encoding" in request.headers
         sized = [("content-length", length)] if length is not None else []
-        return _passed_back(await self._ask(request, path, peer, _body(request), sized))
+        body = _body(request) if has_body else None
+        try:
+            return _passed_back(await self._ask(request, path, peer, body, sized))
+        except _NO_CONNECTION:
+            peer.refuses = True
+            return None
 
     async def attempt(
         self, request: Request, path: str, peer: Peer, body: bytes
@@ -59,7 +67,7 @@ class Forwarder:
         """
         try:
             answer = await self._ask(request, path, peer, body or None)
-        except Busy:
+        except (Busy, *_NO_CONNECTION):
             return None
         is_good = answer.status_code < 400 or answer.status_code == RANGE_IS_WRONG
         if is_good and BEHIND not in answer.headers:
@@ -92,6 +100,8 @@ class Forwarder:
             # Sending a large body takes its time; a stopped node would take for ever.
             async with asyncio.timeout(HEAD_S_MAX if body is None else None):
                 return await client.send(sending, stream=True)
+        except _NO_CONNECTION:
+            raise
         except (httpx.HTTPError, TimeoutError) as fault:
             raise Busy(f"The node that has this cannot be reached: {fault!r}") from None
 

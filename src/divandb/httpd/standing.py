@@ -9,6 +9,7 @@
 A single node, which has nobody to differ from, says nothing of the kind.
 """
 
+from collections.abc import Callable
 from math import ceil
 
 from starlette.datastructures import Headers, QueryParams
@@ -22,6 +23,7 @@ from divandb.commands import Concern
 from divandb.config import Limits
 from divandb.errors import BadRequest
 from divandb.settings import Settings
+from divandb.vector import Vector
 
 AGE_KEPT_S = 0.002
 FORWARDED = "divan-forwarded"
@@ -32,8 +34,15 @@ class Standing:
     """What is true of every answer that this node gives just now."""
 
     def __init__(
-        self, peers: Peers, progress: Progress, settings: Settings, limits: Limits
+        self,
+        peers: Peers,
+        progress: Progress,
+        contained: Callable[[], Vector],
+        settings: Settings,
+        limits: Limits,
     ) -> None:
+        """``contained`` is what the file holds: a read may show it before the loop is told."""
+        self._contained = contained
         self._peers = peers
         self._progress = progress
         self._settings = settings
@@ -138,7 +147,7 @@ class Standing:
             if not wants_token:
                 found.append(("divan-session", text))
         if wants_token:
-            shown = session.needs.joined(Token(dict(self._progress.vector), slots))
+            shown = session.needs.joined(Token(dict(self._contained()), slots))
             shown = shown.joined(self.token_of(session))
             found.append(("divan-session", sessions.text(shown.vector, shown.slots)))
         return found
