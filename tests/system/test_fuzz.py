@@ -25,7 +25,7 @@ from tests.system.wire import ELSEWHERE, Wire, faults, request, wired
 EXAMPLES = int(os.environ.get("DIVANDB_FUZZ_EXAMPLES", "0"))
 RAW_SILENCE_S = 0.05
 PROFILE = settings(
-    max_examples=EXAMPLES or 1500,
+    max_examples=EXAMPLES or 400,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
