@@ -15,7 +15,6 @@ down or silent, as long as another one is awake. With fewer than two of them it 
 import contextlib
 import ctypes
 import dataclasses
-import datetime
 import enum
 import gc
 import http.client
@@ -35,7 +34,7 @@ from divandb.clock import Clock
 from divandb.datadir import ClusterRecord, NodeRecord
 from divandb.probe import ANSWER_S_MAX, Probe, Question
 from divandb.pulse import BACKLOG_CONNECTIONS_MAX, Pulse, Sockets, Vigil
-from divandb.telemetry import Log
+from divandb.telemetry import Log, rfc3339
 
 BOARD = "board"
 RECORD_RETRY_S = 1.0
@@ -511,6 +510,7 @@ class Supervisor:
         name = child.spec.name
         parent = os.getpid()
         self._policy.started(name)
+        started_at = rfc3339(self._clock.wall_ms())  # before it could say so itself
         try:
             pid = os.fork()
         except OSError as problem:
@@ -521,7 +521,7 @@ class Supervisor:
         if pid == 0:
             self._be(child, parent)
         child.record.pid = pid
-        child.record.started_at = _rfc3339(self._clock.wall_ms())
+        child.record.started_at = started_at
         child.record.restarts = child.starts
         child.starts += 1
 
@@ -700,8 +700,3 @@ def _die_with(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _rfc3339(wall_ms: int) -> str:
-    moment = datetime.datetime.fromtimestamp(wall_ms / 1000, datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -25,12 +25,11 @@ from divandb.vector import Vector, covers
 MESSAGE_BYTES_MAX = 4 * 2**20
 MEMBERS_MAX = 4096
 LEASE_LOOK_S = 0.1
+"""So often it is looked whether a node that says nothing has lost its lease."""
 REACHED = f"{messages.PREFIX}/reached"
 HEARTBEAT = f"{messages.PREFIX}/heartbeat"
 NAMES_EVERY = 4
 """One in so many heartbeats speaks of others, too: that is most of what one costs."""
-LOOK_S = 0.1
-"""So often it is looked whether a node that says nothing has lost its lease."""
 
 
 class Link(Protocol):
@@ -142,10 +141,6 @@ class Peers:
     def all(self) -> list[Peer]:
         """Every other member that was ever heard of."""
         return list(self._known.values())
-
-    def find(self, name: str) -> Peer | None:
-        """The member of that name."""
-        return self._known.get(name)
 
     def is_live(self, peer: Peer) -> bool:
         """Was it heard of within the lease, and does it take connections?"""
