@@ -42,6 +42,8 @@ class Start(msgspec.Struct, frozen=True):
 
     seq: int
     seen: dict[int, int] | None = None
+    had: dict[int, int] | None = None
+    """The vector of a cursor of this numbering: it goes on into the next one."""
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -232,7 +234,7 @@ class Replica:
         if foreign.generation != known.generation:
             return Start(0)
         if foreign.numbering == self._numbering and self._gave(known, number, foreign):
-            return Start(number)
+            return Start(number, None, foreign.vector)
         place = changes.place_of(self._connection, self.counters(known), foreign)
         return Start(changes.seq_of(place), foreign.vector)
 
@@ -241,27 +243,21 @@ class Replica:
         seq = self.counters(known).seq
         return number <= seq and covers(changes.vector(self._connection), foreign.vector)
 
-    def sequence(self, known: Known, seq: int, seen: Vector | None = None) -> str:
-        """The portable cursor behind change ``seq``, for a reader who had ``seen`` before."""
-        return f"{seq}{self.suffix(known, seq, seen)}"
-
-    def suffix(self, known: Known, seq: int, seen: Vector | None = None) -> str:
-        """What follows the number in the cursor of ``seq``, and may in those just above."""
+    def sequence(self, known: Known, seq: int, had: Vector | None = None) -> str:
+        """The portable cursor behind change ``seq``, for a reader who had ``had`` before."""
         # Read before the counters: what it covers has its place by then. So the cursor behind the
         # newest change says that everything was seen, and no other node gives any of it again.
-        contained = changes.vector(self._connection)
+        held = changes.vector(self._connection)
         database = self.counters(known)
-        vector: Vector = contained
-        if seq < database.seq:
-            vector = changes.vector_at(self._connection, database, seq)
-        if seen:
-            # Only as far as this file goes: a cursor with more in it would not be known as given
-            # here (``_gave``), and a feed that goes on from it would begin anew each time.
-            had = {origin: min(oseq, contained.get(origin, 0)) for origin, oseq in seen.items()}
-            # Not both together: what the mark covers of a document may stand behind ``seq`` since,
-            # moved by a write that the reader has seen elsewhere. Joined, nobody would show it.
-            if not covers(vector, had):
-                vector = had
+        # Only as far as this file goes: a cursor with more in it would not be known as given here
+        # (``_gave``), and a feed that goes on from it would begin anew each time.
+        had = {origin: min(oseq, held.get(origin, 0)) for origin, oseq in (had or {}).items()}
+        vector = changes.vector_behind(self._connection, database, seq, held, had)
+        return f"{seq}{cursor.suffix(Cursor(self._numbering, known.generation, dict(vector)))}"
+
+    def suffix(self, known: Known, seq: int) -> str:
+        """What follows the number in the cursors of the changes behind ``seq``: less exact."""
+        vector = changes.vector_at(self._connection, self.counters(known), seq)
         return cursor.suffix(Cursor(self._numbering, known.generation, dict(vector)))
 
     def lines(

@@ -39,3 +39,24 @@ def advanced(vector: Vector, dots: Iterable[Dot]) -> dict[Origin, int]:
         if raised.get(origin, 0) < oseq:
             raised[origin] = oseq
     return raised
+
+
+def short_of(vector: Vector, base: Vector, contexts: Iterable[Vector]) -> dict[Origin, int]:
+    """``vector`` lowered, nowhere below ``base``, so that it covers none of the contexts.
+
+    Those that ``base`` covers are left out of account. Little is lost: a context is kept from being
+    covered by that origin of which the least has to be given up, those with the fewest to choose
+    from first.
+    """
+    lowered = dict(vector)
+    ahead = [
+        [(origin, oseq) for origin, oseq in context.items() if oseq > base.get(origin, 0)]
+        for context in contexts
+    ]
+    for dots in sorted(filter(None, ahead), key=len):
+        spare, origin, oseq = min(
+            (lowered.get(origin, 0) - oseq, origin, oseq) for origin, oseq in dots
+        )
+        if spare >= 0:
+            lowered[origin] = oseq - 1
+    return lowered

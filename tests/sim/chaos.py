@@ -80,7 +80,9 @@ class Crowd:
             Notebook(Client(c, "header", "header"), DATABASE),
             Notebook(Client(c, "cookies", "cookies"), DATABASE),
         ]
-        self.followers = [Follower(Client(c, f"follower{n}"), DATABASE) for n in range(2)]
+        self.followers = [
+            Follower(Client(c, f"follower{n}"), DATABASE, by_rows=n == 1) for n in range(2)
+        ]
         self._busy: dict[str, asyncio.Task[None]] = {}
 
     def act(self) -> None:

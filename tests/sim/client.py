@@ -191,9 +191,11 @@ class Follower:
     not cover, so that the document will be shown with all its leaves.
     """
 
-    def __init__(self, client: Client, database: str) -> None:
+    def __init__(self, client: Client, database: str, *, by_rows: bool = False) -> None:
+        """``by_rows``: it goes on from the last row's ``seq``, as PouchDB does."""
         self.client = client
         self.database = database
+        self.by_rows = by_rows
         self.since = "0"
         self.polls = 0
         self._shown: dict[str, set[str]] = {}
@@ -213,9 +215,10 @@ class Follower:
         for row in answer.json["results"]:
             revs = {change["rev"] for change in row["changes"]}
             self._shown.setdefault(row["id"], set()).update(revs)
-        self.since = answer.json["last_seq"]
+        rows = answer.json["results"]
+        self.since = rows[-1]["seq"] if rows and self.by_rows else answer.json["last_seq"]
         self._check(node)
-        return len(answer.json["results"])
+        return len(rows)
 
     def _check(self, node: Node) -> None:
         _, found = cursor.parse(self.since)

@@ -188,9 +188,9 @@ def test_a_cursor_from_the_newest_vector(court: Court, monkeypatch: pytest.Monke
 
     def wrong(self: Replica, known: Any, seq: int, seen: Any = None) -> str:
         newest = changes.vector(self._connection)
-        return suffix(Cursor(self._numbering, known.generation, dict(newest)))
+        return f"{seq}{suffix(Cursor(self._numbering, known.generation, dict(newest)))}"
 
-    monkeypatch.setattr(Replica, "suffix", wrong)
+    monkeypatch.setattr(Replica, "sequence", wrong)
     court.finds(whole_groups, "a change is missed")
 
 

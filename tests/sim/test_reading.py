@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.sim.client import Client, Follower, Notebook
 from tests.sim.cluster import Cluster
 
@@ -80,6 +82,30 @@ def test_a_reader_that_moves_at_each_poll_misses_nothing_while_all_write(play: P
         follower.check_all()
 
     play(body, masters=2, replicas=2)
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_reader_of_short_pages_that_moves_at_each_poll_comes_to_the_end(
+    play: Play, by_rows: bool
+) -> None:
+    """Between two marks, 100 changes apart, its cursors must move on, too."""
+
+    async def body(c: Cluster) -> None:
+        await c.masters[0].create("x")
+        await c.settled()
+        for number in range(300):
+            await c.masters[number % 2].put("x", f"d{number}", 1)
+        await c.settled()
+        for number in range(0, 300, 3):
+            revs = c.masters[0].row("x", f"d{number}").document.shown()
+            await c.masters[(number + 1) % 2].put("x", f"d{number}", 2, parent=revs[0].rev)
+        await c.settled()
+        follower = Follower(Client(c), "x", by_rows=by_rows)
+        while await follower.poll(c.rng.choice(c.nodes), 7):
+            assert follower.polls < 80  # 43 without a repetition
+        follower.check_all()
+
+    play(body, masters=2, mark_changes_max=100)
 
 
 def test_trace_22_a_cursor_outlives_the_file_that_gave_it(play: Play) -> None:

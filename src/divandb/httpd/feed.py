@@ -144,10 +144,11 @@ class Reader:
         self._wanted = wanted
         self._chosen = chosen
         self._seen = start.seen
+        self._had = start.seen or start.had
         self._low = start.seq
         self._high = start.seq
         self._order: list[int] | None = None
-        self._suffix = replica.suffix(known, start.seq, start.seen)
+        self._suffix = replica.suffix(known, start.seq)
         self.seq = start.seq
         self.left = wanted.limit
 
@@ -190,9 +191,19 @@ class Reader:
             self._end_range()
             return
         self._come_to(page.place - self._known.place)
-        text = page.text if self._wanted.seq_interval == 1 else self._spaced(page.text)
+        text = page.text if self._wanted.descending else self._ended(page.text)
+        text = text if self._wanted.seq_interval == 1 else self._spaced(text)
         self.left -= page.count
         yield frame.page(text)
+
+    def _ended(self, text: bytes) -> bytes:
+        """The lines, with the whole cursor in the last: some clients go on from there."""
+        at = text.rfind(BETWEEN)
+        begin = (at + len(BETWEEN) if at >= 0 else 0) + _SEQ_AT
+        return text[:begin] + self._whole_seq(self.seq) + text[text.index(b",", begin) :]
+
+    def _whole_seq(self, seq: int) -> bytes:
+        return orjson.dumps(self._replica.sequence(self._known, seq, self._had))
 
     def _spaced(self, text: bytes) -> bytes:
         """The lines with a seq only in each ``seq_interval``-th."""
@@ -264,21 +275,34 @@ class Reader:
         return iter(rows)
 
     def _rows(self, frame: "Frame") -> Iterator[bytes]:
-        self._suffix = self._replica.suffix(self._known, self._low, self._seen)
+        self._suffix = self._replica.suffix(self._known, self._low)
         return pieces.batched(self._row_pieces(frame))
 
     def _row_pieces(self, frame: "Frame") -> Iterator[bytes]:
-        for row in self._candidates():
+        reached, shown = self._shown()
+        for row, revs in shown:
             self._come_to(row.seq)
+            is_last = row is shown[-1][0] and not self._wanted.descending
+            seq = self._seq_json(row.seq, is_last)
+            self.left -= 1
+            yield frame.before()
+            yield from self._line(row, seq, revs)
+            yield frame.after(seq)
+        if self.left and reached is not None:
+            self._come_to(reached)
+
+    def _shown(self) -> tuple[int | None, list[tuple[Row, list[str]]]]:
+        """(how far the slice goes, those of its rows that are shown, with their revisions)"""
+        reached: int | None = None
+        shown: list[tuple[Row, list[str]]] = []
+        for row in self._candidates():
+            reached = row.seq
             revs = self._shown_revs(row)
             if revs:
-                seq = self._seq_json(row.seq)
-                self.left -= 1
-                yield frame.before()
-                yield from self._line(row, seq, revs)
-                yield frame.after(seq)
-            if not self.left:
-                return
+                shown.append((row, revs))
+            if len(shown) == self.left:
+                break
+        return reached, shown
 
     def _shown_revs(self, row: Row) -> list[str]:
         if not self._chosen.takes(row.id):
@@ -303,9 +327,11 @@ class Reader:
         body = render.whole(self._replica, self._known, row, revision, options)
         return self._chosen.matches(orjson.loads(body))
 
-    def _seq_json(self, seq: int) -> bytes:
+    def _seq_json(self, seq: int, is_last: bool) -> bytes:
         if self.left % self._wanted.seq_interval:
             return b"null"
+        if is_last:
+            return self._whole_seq(seq)
         return b'"%d%b"' % (seq, self._suffix.encode())
 
     def _line(self, row: Row, seq: bytes, revs: list[str]) -> Iterator[bytes]:
@@ -332,7 +358,7 @@ class Reader:
     def last_seq(self) -> str:
         """The cursor with which the reader may go on: joined with what it had seen before."""
         try:
-            return self._replica.sequence(self._known, self.seq, self._seen)
+            return self._replica.sequence(self._known, self.seq, self._had)
         except NotFound:
             return f"{self.seq}{self._suffix}"
 

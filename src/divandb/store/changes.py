@@ -10,7 +10,7 @@ from divandb.merge import Document
 from divandb.store.databases import SEQ_MASK, Database
 from divandb.store.documents import CONFLICTS, NOTHING_SHOWN, Row
 from divandb.store.file import Connection
-from divandb.vector import Vector, covers
+from divandb.vector import Vector, covers, short_of
 
 _decode_document = msgspec.msgpack.Decoder(Document).decode
 _decode_vector = msgspec.msgpack.Decoder(dict[int, int]).decode
@@ -25,6 +25,10 @@ _PLACE_OF = "SELECT place FROM doc INDEXED BY doc_by_id WHERE db = ? AND id = ? 
 _PLACES_IN = """
 SELECT place FROM doc INDEXED BY doc_by_id WHERE db = ? AND id >= ? AND id < ? AND flags & 2 = 0
 """
+_NEXT_MARKS = "SELECT seq, vector FROM mark WHERE db = ? AND seq > ? ORDER BY seq LIMIT 8"
+_TREES = "SELECT tree FROM doc WHERE place > ? AND place <= ? AND flags & 2 = 0 LIMIT ?"
+TREES_MAX = 1024
+"""Changes that are looked at for one cursor; if there are more, it stays at the mark before."""
 # The lines of a feed are put together where the rows are: ten times the rows a second of doing it
 # in Python.
 _LINE = """
@@ -181,6 +185,43 @@ def vector_at(connection: Connection, database: Database, seq: int) -> Vector:
         (database.num, seq),
     ).fetchone()
     return _decode_vector(row[0]) if row else {}
+
+
+def vector_behind(
+    connection: Connection, database: Database, seq: int, held: Vector, had: Vector
+) -> Vector:
+    """What a reader vouches for who has come to ``seq`` and vouched for ``had`` before.
+
+    ``held`` is what the file contained before ``database`` was read. Each change behind ``seq``
+    that the reader has not seen must hold a write which the answer does not cover. Those up to the
+    next mark are looked at; those behind the mark hold a write that the mark itself does not cover.
+    So the cursors of short pages move on, on whatever node each page is read.
+    """
+    if seq >= database.seq:
+        return held
+    marked = vector_at(connection, database, seq)
+    # Not both together: what the mark covers of a document may stand behind ``seq`` since, moved
+    # by a write that the reader has seen elsewhere. Joined, nobody would show it.
+    base = marked if covers(marked, had) else had
+    upto, ahead = _first_mark(connection, database, seq, base) or (database.seq, held)
+    trees: Any = connection.execute(
+        _TREES, (database.place | seq, database.place | upto, TREES_MAX + 1)
+    ).fetchall()
+    if len(trees) > TREES_MAX:
+        return base
+    return short_of(ahead, base, (_decode_document(tree).context for (tree,) in trees))
+
+
+def _first_mark(
+    connection: Connection, database: Database, seq: int, base: Vector
+) -> tuple[int, Vector] | None:
+    """(seq, vector) of the first mark behind ``seq`` that covers ``base``, if it is near."""
+    rows: Any = connection.execute(_NEXT_MARKS, (database.num, seq))
+    for found, packed in rows:
+        vector = _decode_vector(packed)
+        if covers(vector, base):
+            return found, vector
+    return None
 
 
 def vector(connection: Connection) -> dict[int, int]:
