@@ -201,8 +201,11 @@ def decode(data: bytes) -> Event:
     return event
 
 
-def open_payload(event: Event) -> Payload:
-    """What the envelope holds; raises ``Unreadable``."""
+def open_payload(event: Event, *, checked: bool = False) -> Payload:
+    """What the envelope holds; raises ``Unreadable``.
+
+    ``checked``: whoever sent it has seen that its parts fit; only its form is looked at.
+    """
     decoder = _decoders.get(event.kind)
     if decoder is None:
         raise UnknownVersion(f"event kind {event.kind!r}")
@@ -210,7 +213,7 @@ def open_payload(event: Event) -> Payload:
         opened: Payload = decoder.decode(event.payload)
     except msgspec.MsgspecError as fault:
         raise Unreadable(f"damaged {event.kind} event: {fault}") from None
-    if not _is_sound(event, opened):
+    if not (checked or _is_sound(event, opened)):
         raise Unreadable(f"damaged {event.kind} event: its parts do not fit")
     return opened
 

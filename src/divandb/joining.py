@@ -184,7 +184,7 @@ class _Survey:
         reply = await link.ask(
             "POST",
             f"{messages.PREFIX}/heartbeat",
-            messages.encode(Heartbeat({}, {}, 0.0, None, [], [seen])),
+            messages.encode(Heartbeat({}, {}, 0.0, None, [], [seen], asks=True)),
             body_bytes_max=ANSWER_BYTES_MAX,
             repeatable=True,
         )

@@ -380,7 +380,7 @@ def test_nothing_is_read_of_what_waits_while_nothing_comes_that_it_waits_for(
     opened: list[Event] = []
     whole = events.open_payload
     monkeypatch.setattr(
-        events, "open_payload", lambda event: (opened.append(event), whole(event))[1]
+        events, "open_payload", lambda event, **kw: (opened.append(event), whole(event, **kw))[1]
     )
     take(node, *(document_event(f"e{oseq}", oseq) for oseq in range(2, 9)))
     assert len(opened) == 7

@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
+
 from divandb.cluster import messages
 from divandb.cluster.messages import Heartbeat, Seen
 from divandb.cluster.peers import Peers
@@ -130,3 +132,12 @@ def test_the_only_master_needs_no_lease() -> None:
     group = Group(M1, REPLICA_1)
     group.clock.ms += LEASE_MS + 1
     assert group.peers.lease_holds()
+
+
+def test_who_does_not_ask_for_the_others_is_told_of_the_sender_alone() -> None:
+    """The others are most of what a heartbeat costs."""
+    group = Group(M2, M1, REPLICA_1)
+    group.peers.answer(heartbeat(M1))
+    asked = msgspec.structs.replace(heartbeat(REPLICA_1), asks=True)
+    assert [one.name for one in group.peers.answer(asked).members] == ["m2", "m1", "m1-r1"]
+    assert [one.name for one in group.peers.answer(heartbeat(REPLICA_1)).members] == ["m2"]

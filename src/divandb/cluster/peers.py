@@ -8,7 +8,7 @@ of: so nodes learn of new members, of their addresses after a restart, and of th
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -151,11 +151,12 @@ class Peers:
         found = [p for p in self.all() if p.member.role == MASTER and self.is_live(p)]
         return sorted(found, key=lambda peer: (peer.rtt_s, peer.member.name))
 
-    def writers(self) -> list[Peer]:
+    def writers(self) -> Iterator[Peer]:
         """Masters that a write can be sent to: that of our slot first, then the closest."""
         own = self.master_of(self._config.slot)
-        others = [peer for peer in self.masters() if peer is not own]
-        return ([own] if own is not None and not own.refuses else []) + others
+        if own is not None and not own.refuses:
+            yield own
+        yield from (peer for peer in self.masters() if peer is not own)
 
     def live(self) -> list[Peer]:
         """All that live: masters first, of these that of our slot."""
@@ -276,14 +277,14 @@ class Peers:
         return Heartbeat(vector, slots, self.load_ms, lag_ms, marks, seen, names_all)
 
     def answer(self, told: Heartbeat) -> Heartbeat:
-        """Another node's heartbeat: take note of it, and say ours.
+        """Another node's heartbeat: take note of it, and say ours; of others only if it asks.
 
         Nobody knows when it was sent. What came while this process was stopped is read at once when
         it goes on: so it counts as of a moment at which this process ran, and read what there was.
         """
         self.renewed = max(self.renewed, self._awake[0])
         self._learn(told, self._clock.monotonic())
-        return self.said()
+        return self.said(names_all=told.asks)
 
     def _learn(self, told: Heartbeat, as_of: float) -> None:
         self._progress.slots.update(told.slots)

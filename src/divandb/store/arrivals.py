@@ -39,9 +39,13 @@ COUNT_MAX = 10_000
 Born = list[tuple[Leaf, bytes]]
 
 
-def take(ledger: Ledger, messages: Sequence[bytes], now_ms: int) -> int:
-    """Apply encoded events in their order; how many could not be applied, and are holes now."""
-    batch = _Batch(ledger, now_ms)
+def take(ledger: Ledger, messages: Sequence[bytes], now_ms: int, *, checked: bool = False) -> int:
+    """Apply encoded events in their order; how many could not be applied, and are holes now.
+
+    ``checked``: another node has looked already whether their parts fit, the only one that could
+    have sent them.
+    """
+    batch = _Batch(ledger, now_ms, checked)
     holes = 0
     for data in messages:
         try:
@@ -134,9 +138,10 @@ class _Shelf:
 class _Batch:
     """Events on their way into the file, where documents that are new are put in one go."""
 
-    def __init__(self, ledger: Ledger, now_ms: int) -> None:
+    def __init__(self, ledger: Ledger, now_ms: int, checked: bool) -> None:
         self._ledger = ledger
         self._now_ms = now_ms
+        self._checked = checked
         self._stamp_max = (now_ms + DRIFT_MS_MAX) << COUNTER_BITS
         self._opened: list[tuple[Event, Payload]] = []
         self._doc_ids: dict[tuple[str, int], list[str]] = {}
@@ -147,7 +152,7 @@ class _Batch:
         if event.origin == self._ledger.origin and event.after < event.mark:
             raise Unreadable("an event of a write that this node has not made")
         try:
-            payload = events.open_payload(event)
+            payload = events.open_payload(event, checked=self._checked)
         except Unreadable:
             if event.kind != events.BLOB:
                 raise
@@ -166,14 +171,15 @@ class _Batch:
         """Apply what was added, and move the vector by what that completes."""
         cover = self._ledger.cover
         for event, payload in self._opened:
+            # First, so that a mark that is due can be stored at the change itself.
+            if event.mark > event.after:
+                cover(event.origin, event.slot, event.after, event.mark)
             if isinstance(payload, DocumentState):
                 self._take_document(event, payload)
             else:
                 self._take_other(event, payload)
             if event.stamp > self._stamp_max:
                 self._note_drift(event.stamp)
-            if event.mark > event.after:
-                cover(event.origin, event.slot, event.after, event.mark)
         self._flush()
         self._opened.clear()
         self._doc_ids.clear()
