@@ -254,8 +254,6 @@ class Broker:
         wait_s: float,
     ) -> Answer:
         """Records from ``offset`` on; none if nothing came in ``wait_s`` seconds."""
-        if not 0 <= offset <= OFFSET_MAX:
-            raise BadRequest("An offset is a number from 0 on.")
         found = await self._look(principal, topic, partition, offset, bytes_max)
         if not found.slice.records and wait_s > 0 and not self._stopping:
             wait_s = min(wait_s, self.limits.wait_ms_max / 1000)
@@ -263,17 +261,27 @@ class Broker:
             found = await self._look(principal, topic, partition, offset, bytes_max)
         return found
 
-    async def _look(
+    def recent(
         self, principal: Principal, topic: str, partition: int, offset: int, bytes_max: int
-    ) -> Answer:
+    ) -> Answer | None:
+        """The same from memory and at once, perhaps without records; None if it is not there."""
+        if not 0 <= offset <= OFFSET_MAX:
+            raise BadRequest("An offset is a number from 0 on.")
         known = self._topic(topic)
         check_right(principal, known.access, Right.READ, topic)
         log = self._partition(topic, partition).log
+        found = log.recent(offset, min(bytes_max, self.limits.answer_bytes_max))
+        return None if found is None else Answer(found, known.identity)
+
+    async def _look(
+        self, principal: Principal, topic: str, partition: int, offset: int, bytes_max: int
+    ) -> Answer:
+        found = self.recent(principal, topic, partition, offset, bytes_max)
+        if found is not None:
+            return found
+        log = self._partition(topic, partition).log
         bytes_max = min(bytes_max, self.limits.answer_bytes_max)
-        found = log.recent(offset, bytes_max)
-        if found is None:
-            found = await self._read(log.read, offset, bytes_max)
-        return Answer(found, known.identity)
+        return Answer(await self._read(log.read, offset, bytes_max), self._topic(topic).identity)
 
     async def _wait(self, partition: _Partition, wait_s: float) -> None:
         loop = asyncio.get_running_loop()

@@ -13,11 +13,10 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qs
 
 from divandb.board.access import Principal, access_from, check_admin
 from divandb.board.base import MIB, BadRequest, BoardError, Full, TooLarge, TopicInfo
-from divandb.board.broker import Broker
+from divandb.board.broker import Answer, Broker
 from divandb.board.records import END_HEADER, IDENTITY_HEADER, PREFIX
 
 JSON_BYTES_MAX = 1 * MIB
@@ -56,6 +55,8 @@ class Call:
 
     run: Callable[[bytes], Awaitable[Reply]]
     release: Callable[[], None] = _nothing
+    answer: Callable[[], Reply | None] = _nothing
+    """The reply, if it can be given at once: nothing is to be run then. Raises ``BoardError``."""
 
 
 class Visitor:
@@ -141,19 +142,22 @@ class Routes:
         return Call(run, admission.release)
 
     def _read(self, principal: Principal, topic: str, partition: int, query: str) -> Call:
-        asked = {name: values[-1] for name, values in parse_qs(query).items()}
+        asked = _asked(query)
         offset = _number(asked.get("offset", ""))
         bytes_max = _number(asked.get("bytes_max", str(self.broker.limits.answer_bytes_max)))
         wait_s = _number(asked.get("wait_ms", "0")) / 1000
 
-        async def run(_: bytes) -> Reply:
-            found, identity = await self.broker.read(
-                principal, topic, partition, offset, bytes_max, wait_s
-            )
-            headers = ((END_HEADER, str(found.end)), (IDENTITY_HEADER, identity))
-            return Reply(200, found.records, RECORDS, headers)
+        def answer() -> Reply | None:
+            found = self.broker.recent(principal, topic, partition, offset, bytes_max)
+            has_records = found is not None and found.slice.records
+            return _records(found) if found is not None and has_records else None
 
-        return Call(run)
+        async def run(_: bytes) -> Reply:
+            return _records(
+                await self.broker.read(principal, topic, partition, offset, bytes_max, wait_s)
+            )
+
+        return Call(run, answer=answer)
 
     def _describe(self, principal: Principal, topic: str) -> Call:
         async def run(_: bytes) -> Reply:
@@ -190,6 +194,17 @@ class Routes:
 
 async def _up(_: bytes) -> Reply:
     return _json({"status": "ok"})
+
+
+def _asked(query: str) -> dict[str, str]:
+    """A query's last value of each name. Only numbers are asked for: nothing is unescaped."""
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    return {name: value for name, _, value in pairs}
+
+
+def _records(found: Answer) -> Reply:
+    headers = ((END_HEADER, str(found.slice.end)), (IDENTITY_HEADER, found.identity))
+    return Reply(200, found.slice.records, RECORDS, headers)
 
 
 def failure(error: BoardError) -> Reply:

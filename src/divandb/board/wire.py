@@ -224,11 +224,25 @@ class Connection(asyncio.Protocol):
         self._deadline = None
         is_last = not self._parser.should_keep_alive()
         if self._call is not None:
-            self._task = self._loop.create_task(self._run(self._call, is_last))
+            reply = self._at_once(self._call)
+            if reply is None:
+                self._task = self._loop.create_task(self._run(self._call, is_last))
+            else:
+                self._send(reply, is_last)
         elif self._refusal is not None:
             self._send(failure(self._refusal), is_last)
 
     # Answering
+
+    def _at_once(self, call: Call) -> Reply | None:
+        """The reply, if nothing has to be waited for."""
+        try:
+            reply = call.answer()
+        except BoardError as error:
+            reply = failure(error)
+        if reply is not None:
+            call.release()
+        return reply
 
     async def _run(self, call: Call, is_last: bool) -> None:
         try:
@@ -271,9 +285,12 @@ class Connection(asyncio.Protocol):
             self._wait(self._limits.keep_alive_s)
 
 
+_PHRASES = {int(status): status.phrase for status in HTTPStatus}
+
+
 def _packed(reply: Reply, is_last: bool) -> bytes:
     lines = [
-        f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}",
+        f"HTTP/1.1 {reply.status} {_PHRASES[reply.status]}",
         f"content-type: {reply.kind}",
         f"content-length: {len(reply.body)}",
         *(f"{name}: {value}" for name, value in reply.headers),
