@@ -384,7 +384,10 @@ def started(data: Path, port: int) -> tuple[subprocess.Popen[bytes], int]:
         return process, int(listener.getsockname()[1])
 
 
-async def test_a_board_killed_under_load_has_all_that_it_acknowledged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_board_killed_under_load_has_all_that_it_acknowledged(
+    tmp_path: Path, durable: bool
+) -> None:
     """Four writers publish to two partitions, again whenever there was no answer; the board is
     killed three times with -9. At the end each partition holds every acknowledged message at its
     offset, and each writer's in its order.
@@ -394,7 +397,7 @@ async def test_a_board_killed_under_load_has_all_that_it_acknowledged(tmp_path: 
     bounds = LinkBounds(back_off_s_max=0.1)
     url = f"http://127.0.0.1:{port}"
     board = EmbeddedBoard(url, ADMIN, secret_of(ADMIN), SystemRng(), bounds=bounds)
-    await board.create_topic("t", 2, {})
+    await board.create_topic("t", 2, {}, durable=durable)
     is_over = False
 
     async def write(who: int) -> int:

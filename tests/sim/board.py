@@ -138,9 +138,11 @@ class SimBoardClient:
         await self._pass()
         return await self._inner.describe(topic)
 
-    async def create_topic(self, topic: str, partitions: int, access: Access) -> TopicInfo:
+    async def create_topic(
+        self, topic: str, partitions: int, access: Access, *, durable: bool = True
+    ) -> TopicInfo:
         """See ``EventBoard``."""
-        return await self._inner.create_topic(topic, partitions, access)
+        return await self._inner.create_topic(topic, partitions, access, durable=durable)
 
     async def set_principal(self, name: str, secret: str) -> None:
         """See ``EventBoard``."""

@@ -76,6 +76,7 @@ class SimDisk:
         self.steps_left: int | None = None
         self.room_bytes: int | None = None
         self.sync_fails = False
+        self.boot = "first"
 
     def step(self, size: int = 0) -> None:
         if self.steps_left is not None:
@@ -89,6 +90,7 @@ class SimDisk:
 
     def power_cut(self, rng: random.Random) -> None:
         self.steps_left = None
+        self.boot = f"{rng.random()}"
         for file in self.files.values():
             file.power_cut(rng)
 
@@ -559,6 +561,28 @@ def test_a_topic_keeps_its_identity_until_one_of_its_logs_is_lost() -> None:
     assert lost.logs[0].end == 1
     assert told.names() == ["log lost"]
     assert shelf(disk, told, 4).topics()["t"].identity == lost.identity
+
+
+def test_a_topic_that_is_not_durable_begins_anew_when_the_machine_has_failed() -> None:
+    """A killed process leaves it as it was: what it had written is in the system's memory."""
+    disk, told = SimDisk(), Told()
+    topic = shelf(disk, told).create("t", 2, {}, durable=False)
+    append(topic.logs[0], [b"first"])
+    killed = shelf(disk, told, 2).topics()["t"]
+    assert (killed.identity, killed.logs[0].end, killed.durable) == (topic.identity, 1, False)
+    shelf(disk, told, 3).change(killed, 3, {})
+    disk.power_cut(random.Random(1))
+    lost = shelf(disk, told, 4).topics()["t"]
+    assert lost.identity != topic.identity
+    assert [log.end for log in lost.logs] == [0, 0, 0]
+    assert shelf(disk, told, 5).topics()["t"].identity == lost.identity
+
+
+def test_a_topic_that_is_not_durable_is_never_trusted_where_starts_have_no_names() -> None:
+    disk, told = SimDisk(), Told()
+    disk.boot = ""
+    topic = shelf(disk, told).create("t", 1, {}, durable=False)
+    assert shelf(disk, told, 2).topics()["t"].identity != topic.identity
 
 
 def test_a_topic_whose_file_is_damaged_is_made_again_under_a_new_identity() -> None:

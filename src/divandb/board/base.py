@@ -122,11 +122,14 @@ class EventBoard(Protocol):
         """The topic's identity and offsets."""
         ...
 
-    async def create_topic(self, topic: str, partitions: int, access: Access) -> TopicInfo:
+    async def create_topic(
+        self, topic: str, partitions: int, access: Access, *, durable: bool = True
+    ) -> TopicInfo:
         """Make a topic, or give one more partitions and these rights. For admins only.
 
         An existing topic's partitions are never made fewer (``BadRequest``), and nothing in them
-        changes.
+        changes. What is published on a topic that is not ``durable`` may be lost when the machine
+        fails; its identity is another one then. A topic stays what it was made as.
         """
         ...
 

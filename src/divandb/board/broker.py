@@ -24,6 +24,7 @@ from divandb.board.access import (
     check_right,
 )
 from divandb.board.base import (
+    KIB,
     MIB,
     OFFSET_MAX,
     Access,
@@ -45,6 +46,8 @@ from divandb.clock import Clock, Rng
 from divandb.telemetry import Log
 
 TOPICS_MAX = 4096
+UNSYNCED_BYTES_MAX = 64 * KIB
+"""A publish that is not synced and no larger than this is written on the event loop."""
 T = TypeVar("T")
 
 
@@ -125,6 +128,10 @@ class Admission:
         """Append the messages of a packed body; the first one's offset, once all are durable."""
         return await self._broker.append(self._partition, body)
 
+    def publish_now(self, body: bytes) -> int | None:
+        """The same at once, if there is no disk to wait for; None if it must be waited for."""
+        return self._broker.append_now(self._partition, body)
+
 
 class Broker:
     """The embedded board without its network."""
@@ -194,6 +201,17 @@ class Broker:
             with suppress(ValueError):
                 partition.publishes.remove(publish)
             raise
+
+    def append_now(self, partition: _Partition, body: bytes) -> int | None:
+        """The same without a thread, where nothing is synced: a few bytes go to memory faster than
+        to a thread. None for a durable topic, and for what is large or must stand in line.
+        """
+        is_free = partition.appending is None and not partition.publishes
+        if partition.log.is_durable or not is_free or len(body) > UNSYNCED_BYTES_MAX:
+            return None
+        [first] = self._append_to(partition.log, [self._pieces(body)])
+        partition.wake()
+        return first
 
     def _pieces(self, body: bytes) -> Pieces:
         try:
@@ -307,7 +325,7 @@ class Broker:
         return TopicInfo(topic.name, topic.identity, partitions, self.limits.message_bytes_max)
 
     async def create_topic(
-        self, principal: Principal, topic: str, partitions: int, access: Access
+        self, principal: Principal, topic: str, partitions: int, access: Access, durable: bool
     ) -> TopicInfo:
         """Make a topic, or give one more partitions and these rights."""
         check_admin(principal, f"create {topic}")
@@ -318,7 +336,7 @@ class Broker:
             if known is None:
                 if len(self._topics) >= TOPICS_MAX:
                     raise Full(f"There are {TOPICS_MAX} topics already.")
-                known = await self._append(self._shelf.create, topic, partitions, access)
+                known = await self._append(self._shelf.create, topic, partitions, access, durable)
                 self._topics[topic] = known
             else:
                 await self._append(self._shelf.change, known, partitions, access)

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 
 class File(Protocol):
     """A file open for reading and writing."""
@@ -28,6 +30,13 @@ class File(Protocol):
 
 class Disk(Protocol):
     """A folder's files. Names are relative, with `/` between folders. All raise ``OSError``."""
+
+    @property
+    def boot(self) -> str:
+        """Another one once what was written but not synced may have been lost; empty if that is
+        not known.
+        """
+        ...
 
     def names(self, folder: str) -> list[str]:
         """What is in a folder; nothing if there is no such folder."""
@@ -94,6 +103,13 @@ class SystemDisk:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    @property
+    def boot(self) -> str:
+        """The running kernel's own name."""
+        with contextlib.suppress(OSError):
+            return BOOT_ID.read_text().strip()
+        return ""
 
     def names(self, folder: str) -> list[str]:
         """What is in a folder; nothing if there is no such folder."""

@@ -83,9 +83,11 @@ class EmbeddedBoard:
         """See ``EventBoard.describe``."""
         return _info(await self._ask("GET", topic_named(topic)))
 
-    async def create_topic(self, topic: str, partitions: int, access: Access) -> TopicInfo:
+    async def create_topic(
+        self, topic: str, partitions: int, access: Access, *, durable: bool = True
+    ) -> TopicInfo:
         """See ``EventBoard.create_topic``."""
-        asked = {"partitions": partitions, "access": access_json(access)}
+        asked = {"partitions": partitions, "access": access_json(access), "durable": durable}
         return _info(await self._ask("PUT", topic_named(topic), json.dumps(asked).encode()))
 
     async def set_principal(self, name: str, secret: str) -> None:

@@ -74,9 +74,11 @@ class Steward:
         if known is None or not known.fits(secret):
             await self._broker.set_principal(self._principal, name, secret)
 
-    async def create_topic(self, topic: str, partitions: int, access: Access) -> TopicInfo:
+    async def create_topic(
+        self, topic: str, partitions: int, access: Access, *, durable: bool = True
+    ) -> TopicInfo:
         """Make a topic, or give one more partitions and these rights."""
-        return await self._broker.create_topic(self._principal, topic, partitions, access)
+        return await self._broker.create_topic(self._principal, topic, partitions, access, durable)
 
 
 Arrange = Callable[[Steward], Awaitable[None]]

@@ -4,7 +4,8 @@
 
 Rules:
 
-1. What ``append`` returned for is durable, and nothing can be read before it is.
+1. What ``append`` returned for is durable, and nothing can be read before it is; unless the topic
+   is not: such a log is thrown away when the machine has failed (``topics``).
 2. An offset is never used twice, whatever happened to the file.
 3. A record is never given out unless its checksum is right.
 
@@ -102,7 +103,7 @@ class _Segment:
     """One file."""
 
     def __init__(self, folder: str, base: int, size: int) -> None:
-        self.name = f"{folder}/{base:020d}{SUFFIX}"
+        self.name = segment_name(folder, base)
         self.base = base
         self.bytes = size
         self.index: _Index | None = None
@@ -115,9 +116,17 @@ class PartitionLog:
     """One partition. One thread at a time may append; any may read."""
 
     def __init__(
-        self, disk: Disk, folder: str, settings: LogSettings, log: Log, wall_ms: int
+        self,
+        disk: Disk,
+        folder: str,
+        settings: LogSettings,
+        log: Log,
+        wall_ms: int,
+        *,
+        is_durable: bool = True,
     ) -> None:
         """Open the log in ``folder``, which exists; made new if no segment is there."""
+        self.is_durable = is_durable
         self._disk = disk
         self._folder = folder
         self._settings = settings
@@ -188,7 +197,8 @@ class PartitionLog:
         except OSError as problem:
             self._undo(problem)
         try:
-            self._file.sync()
+            if self.is_durable:
+                self._file.sync()
         except OSError as problem:
             # After a failed sync nobody knows what is on the disk; a restart finds out.
             self._stop(problem)
@@ -437,6 +447,11 @@ class _Window:
             wanted = min(max(length, self._chunk_bytes), self._size - at)
             self._data = self._disk.read(self._name, at, wanted)
             self._begin = at
+
+
+def segment_name(folder: str, base: int) -> str:
+    """The file of the segment that begins with this offset."""
+    return f"{folder}/{base:020d}{SUFFIX}"
 
 
 def bases(disk: Disk, folder: str) -> list[int]:

@@ -223,7 +223,9 @@ class MemoryClient:
         partitions = tuple(PartitionInfo(one.start, one.end) for one in known.partitions)
         return TopicInfo(topic, known.identity, partitions, self._board.limits.message_bytes_max)
 
-    async def create_topic(self, topic: str, partitions: int, access: Access) -> TopicInfo:
+    async def create_topic(
+        self, topic: str, partitions: int, access: Access, *, durable: bool = True
+    ) -> TopicInfo:
         """See ``EventBoard.create_topic``."""
         self._check_open()
         check_admin(self._principal, f"create {topic}")

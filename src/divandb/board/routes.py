@@ -2,7 +2,7 @@
 
 GET  /board/v1/_up                              is it up? Nobody is asked who they are
 PUT  /board/v1/_principals/{name}               {"secret": …}; admins
-PUT  /board/v1/topics/{topic}                   {"partitions": …, "access": {…}}; admins
+PUT  /board/v1/topics/{topic}                   partitions, access, durable; admins
 GET  /board/v1/topics/{topic}                   identity and offsets
 POST /board/v1/topics/{topic}/{partition}       packed messages; {"offset": …}
 GET  /board/v1/topics/{topic}/{partition}       ?offset=&bytes_max=&wait_ms=; records
@@ -49,14 +49,18 @@ def _nothing() -> None:
     pass
 
 
+def _not_at_once(_: bytes) -> None:
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
     """A request that may go on: ``run`` it with its body, then ``release`` it, run or not."""
 
     run: Callable[[bytes], Awaitable[Reply]]
     release: Callable[[], None] = _nothing
-    answer: Callable[[], Reply | None] = _nothing
-    """The reply, if it can be given at once: nothing is to be run then. Raises ``BoardError``."""
+    answer: Callable[[bytes], Reply | None] = _not_at_once
+    """The reply, if it can be given at once: nothing is to be run then."""
 
 
 class Visitor:
@@ -136,10 +140,14 @@ class Routes:
     def _publish(self, principal: Principal, topic: str, partition: int, length: int) -> Call:
         admission = self.broker.admit(principal, topic, partition, length)
 
+        def answer(body: bytes) -> Reply | None:
+            first = admission.publish_now(body)
+            return None if first is None else _json({"offset": first})
+
         async def run(body: bytes) -> Reply:
             return _json({"offset": await admission.publish(body)})
 
-        return Call(run, admission.release)
+        return Call(run, admission.release, answer)
 
     def _read(self, principal: Principal, topic: str, partition: int, query: str) -> Call:
         asked = _asked(query)
@@ -147,7 +155,7 @@ class Routes:
         bytes_max = _number(asked.get("bytes_max", str(self.broker.limits.answer_bytes_max)))
         wait_s = _number(asked.get("wait_ms", "0")) / 1000
 
-        def answer() -> Reply | None:
+        def answer(_: bytes) -> Reply | None:
             found = self.broker.recent(principal, topic, partition, offset, bytes_max)
             has_records = found is not None and found.slice.records
             return _records(found) if found is not None and has_records else None
@@ -174,7 +182,8 @@ class Routes:
                 partitions, access = int(asked["partitions"]), access_from(asked["access"])
             except (KeyError, TypeError, ValueError) as problem:
                 raise BadRequest(f"A topic takes partitions and access: {problem}.") from None
-            info = await self.broker.create_topic(principal, topic, partitions, access)
+            durable = asked.get("durable", True) is not False
+            info = await self.broker.create_topic(principal, topic, partitions, access, durable)
             return _json(_described(info))
 
         return Call(run)

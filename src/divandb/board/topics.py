@@ -1,12 +1,14 @@
 """What the board keeps besides logs: topics and principals, in small checksummed files.
 
     principals.json                     names and digests of secrets
-    topics/<topic>/topic.json           identity, number of partitions, rights
+    topics/<topic>/topic.json           identity, number of partitions, rights, and of a topic that
+                                        is not durable since which start of the machine it is there
     topics/<topic>/<partition>/*.log    see ``divandb.board.log``
 
 A file is one line of JSON and its CRC-32. A topic's identity is drawn when its file is made, and
 again when one of its logs is found to be missing: before the missing log is made anew, so that no
-reader ever takes a new log for the old one.
+reader ever takes a new log for the old one. The logs of a topic that is not durable go when the
+machine was started anew, since nobody knows what of them was on the disk.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ from typing import Any
 from divandb.board.access import Credential, access_from, access_json
 from divandb.board.base import TOPIC_NAME, Access
 from divandb.board.disk import Disk
-from divandb.board.log import LogSettings, PartitionLog, bases
+from divandb.board.log import LogSettings, PartitionLog, bases, segment_name
 from divandb.clock import Clock, Rng
 from divandb.telemetry import Log
 
@@ -41,6 +43,7 @@ class Topic:
     identity: str
     access: Access
     logs: list[PartitionLog]
+    durable: bool = True
 
 
 class Shelf:
@@ -65,40 +68,54 @@ class Shelf:
         known = self._read(_topic_file(name))
         if known is None:
             return None
-        identity, count = str(known["identity"]), int(known["partitions"])
-        access = access_from(known["access"])
+        count = int(known["partitions"])
+        durable = "boot" not in known
+        if not (durable or known["boot"] == self._disk.boot != ""):
+            self._remove_logs(name, count)
+        topic = Topic(name, str(known["identity"]), access_from(known["access"]), [], durable)
         if not all(bases(self._disk, _folder(name, number)) for number in range(count)):
-            lost, identity = identity, self._draw()
-            self._log.event("log lost", topic=name, identity_before=lost, identity=identity)
-            self._write_topic(name, identity, count, access)
-        return Topic(name, identity, access, self._logs(name, 0, count))
+            lost, topic.identity = topic.identity, self._draw()
+            self._log.event("log lost", topic=name, identity_before=lost, identity=topic.identity)
+            self._write_topic(topic, count, topic.access)
+        topic.logs.extend(self._logs(topic, count))
+        return topic
 
-    def create(self, name: str, partitions: int, access: Access) -> Topic:
+    def _remove_logs(self, name: str, count: int) -> None:
+        for folder in (_folder(name, number) for number in range(count)):
+            for base in bases(self._disk, folder):
+                self._disk.remove(segment_name(folder, base))
+
+    def create(self, name: str, partitions: int, access: Access, durable: bool = True) -> Topic:
         """Make a topic. Logs that are there already, left over from a lost file, are taken in."""
-        topic = Topic(name, self._draw(), access, [])
+        topic = Topic(name, self._draw(), access, [], durable)
         self.change(topic, partitions, access)
         return topic
 
     def change(self, topic: Topic, partitions: int, access: Access) -> None:
         """Give a topic these rights and, if it has fewer, so many partitions."""
-        added = self._logs(topic.name, len(topic.logs), partitions)
+        added = self._logs(topic, partitions)
         try:
             # After the logs, so that a crash before it leaves no topic rather than half of one.
-            self._write_topic(topic.name, topic.identity, partitions, access)
+            self._write_topic(topic, partitions, access)
         except BaseException:
             _close(added)
             raise
         topic.logs.extend(added)
         topic.access = access
 
-    def _logs(self, name: str, begin: int, end: int) -> list[PartitionLog]:
+    def _logs(self, topic: Topic, partitions: int) -> list[PartitionLog]:
+        """The logs of the topic's further partitions, up to so many."""
         logs: list[PartitionLog] = []
         try:
-            for number in range(begin, end):
-                folder = _folder(name, number)
+            for number in range(len(topic.logs), partitions):
+                folder = _folder(topic.name, number)
                 self._disk.make_folder(folder)
-                wall_ms = self._clock.wall_ms()
-                logs.append(PartitionLog(self._disk, folder, self._settings, self._log, wall_ms))
+                logs.append(
+                    PartitionLog(
+                        self._disk, folder, self._settings, self._log, self._clock.wall_ms(),
+                        is_durable=topic.durable,
+                    )
+                )  # fmt: skip
         except BaseException:
             _close(logs)
             raise
@@ -107,9 +124,15 @@ class Shelf:
     def _draw(self) -> str:
         return self._rng.token(IDENTITY_BYTES).hex()
 
-    def _write_topic(self, name: str, identity: str, partitions: int, access: Access) -> None:
-        value = {"identity": identity, "partitions": partitions, "access": access_json(access)}
-        self._write(_topic_file(name), value)
+    def _write_topic(self, topic: Topic, partitions: int, access: Access) -> None:
+        value: dict[str, Any] = {
+            "identity": topic.identity,
+            "partitions": partitions,
+            "access": access_json(access),
+        }
+        if not topic.durable:
+            value["boot"] = self._disk.boot
+        self._write(_topic_file(topic.name), value)
 
     def principals(self) -> dict[str, Credential]:
         """The credentials of principals that were made known."""

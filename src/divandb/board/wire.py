@@ -224,9 +224,10 @@ class Connection(asyncio.Protocol):
         self._deadline = None
         is_last = not self._parser.should_keep_alive()
         if self._call is not None:
-            reply = self._at_once(self._call)
+            body = b"".join(self._body)
+            reply = self._at_once(self._call, body)
             if reply is None:
-                self._task = self._loop.create_task(self._run(self._call, is_last))
+                self._task = self._loop.create_task(self._run(self._call, body, is_last))
             else:
                 self._send(reply, is_last)
         elif self._refusal is not None:
@@ -234,28 +235,31 @@ class Connection(asyncio.Protocol):
 
     # Answering
 
-    def _at_once(self, call: Call) -> Reply | None:
+    def _at_once(self, call: Call, body: bytes) -> Reply | None:
         """The reply, if nothing has to be waited for."""
         try:
-            reply = call.answer()
-        except BoardError as error:
-            reply = failure(error)
+            reply = call.answer(body)
+        except Exception as fault:
+            reply = self._failed(fault)
         if reply is not None:
             call.release()
         return reply
 
-    async def _run(self, call: Call, is_last: bool) -> None:
+    async def _run(self, call: Call, body: bytes, is_last: bool) -> None:
         try:
-            reply = await call.run(b"".join(self._body))
-        except BoardError as error:
-            reply = failure(error)
+            reply = await call.run(body)
         except Exception as fault:
-            self._wire.log.fault("request failed", fault, target=self._target)
-            reply = failure(BoardError("The board failed; its log says why."))
+            reply = self._failed(fault)
         finally:
             call.release()
             self._task = None
         self._send(reply, is_last)
+
+    def _failed(self, fault: Exception) -> Reply:
+        if not isinstance(fault, BoardError):
+            self._wire.log.fault("request failed", fault, target=self._target)
+            fault = BoardError("The board failed; its log says why.")
+        return failure(fault)
 
     def _send_away(self, error: BoardError) -> None:
         """The last answer; what the client still sends is not looked at."""

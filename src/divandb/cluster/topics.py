@@ -62,7 +62,9 @@ class Board(Protocol):
         """Make a principal known, or give it another secret."""
         ...
 
-    async def create_topic(self, topic: str, partitions: int, access: Access) -> object:
+    async def create_topic(
+        self, topic: str, partitions: int, access: Access, *, durable: bool = True
+    ) -> object:
         """Make a topic, or give one more partitions and these rights."""
         ...
 
@@ -74,4 +76,6 @@ async def arrange(
     for principal, secret in secrets.items():
         await board.set_principal(principal, secret)
     for topic, (partitions, access) in layout(cluster, members).items():
-        await board.create_topic(topic, partitions, access)
+        # What a group's board loses its replicas ask of each other and of their master.
+        durable = not topic.startswith(replicas(cluster, ""))
+        await board.create_topic(topic, partitions, access, durable=durable)
