@@ -14,7 +14,7 @@ up:              ## run the database
 	@exec $(BIN)/divandb up $(ARGS)
 
 test:            ## pass all tests
-	@.ci/setup dev js
+	@.ci/setup dev js deploy
 	$(BIN)/pytest $(ARGS)
 
 check:           ## lint, types, layers, fast tests

@@ -14,7 +14,7 @@ from starlette.routing import compile_path
 
 import divandb
 from divandb import errors, settings
-from divandb.cli import COMMANDS
+from divandb.cli import COMMANDS, tables
 from divandb.cli import divandb as command
 from divandb.config import Limits
 from divandb.entry import NAME_CHARS_MAX
@@ -23,6 +23,7 @@ from divandb.httpd import info
 from divandb.server import TABLES
 from divandb.store.changes import PENDING_SCAN_MAX
 from divandb.store.file import FORMAT, PAGE_BYTES
+from divandb.store.ledger import Alarms
 from tests.running import Running
 
 ROOT = Path(__file__).parent.parent
@@ -294,6 +295,28 @@ def test_every_metric_is_documented(node: Running) -> None:
     given = set(re.findall(r"^(divandb_\w+) ", text.decode(), re.M))
     assert given
     assert {codes(row[0])[0] for row in rows(section("operations.md", "Metrics"))} == given
+
+
+def test_every_line_of_status_is_documented() -> None:
+    numbers = dict.fromkeys(Alarms.__struct_fields__, 1)
+    node = {
+        "name": "m1",
+        "board": {
+            "failing": "why", "relay_failing": "why", "reading": {"m2": {"failing": "why"}},
+        },
+        "silent": {"m2": 5300},
+        "holes": {"count": 1, "reasons": ["why"]},
+        "missing_blobs": 1,
+        "alarms": numbers,
+    }  # fmt: skip
+    text = section("operations.md", "Holes and alarms")
+    told = [code for row in rows(text) for code in codes(row[0])]
+    lines = tables.notes([node])[0].splitlines()
+    assert len(lines) == 6 + len(numbers)
+    for line in lines:
+        said = line.removeprefix("m1 ")
+        assert [one for one in told if said.startswith(one.partition("…")[0])], line
+    assert {*numbers, "holes", "missing_blobs"} <= set(told)
 
 
 def test_tables_of_the_file_are_documented() -> None:

@@ -148,6 +148,18 @@ class BoardAccess:
 
 
 @dataclasses.dataclass(frozen=True)
+class TlsFiles:
+    """PEM files."""
+
+    certificate: Path | None = None
+    """What a process shows on its ports, its own certificate first; ``None``: no TLS there."""
+    certificate_key: Path | None = None
+    """The key; ``None``: it stands in ``certificate``."""
+    ca: Path | None = None
+    """Whom it trusts behind an https URL; ``None``: whom the system trusts."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One node's configuration."""
 
@@ -163,6 +175,7 @@ class Config:
     board: BoardAccess | None = None
     """``None``: a single node, which has nobody to tell."""
     keys: Keys = Keys()
+    tls: TlsFiles = TlsFiles()
     seeds: tuple[Member, ...] = ()
     """Members that are asked first; they name the others."""
     founding: bool = False

@@ -26,7 +26,17 @@ from divandb.board.log import LogSettings
 from divandb.board.wire import WireLimits
 from divandb.cluster import trust
 from divandb.cluster.topics import partition_of
-from divandb.config import MASTER, REPLICA, BoardAccess, Config, Keys, Limits, Member, number
+from divandb.config import (
+    MASTER,
+    REPLICA,
+    BoardAccess,
+    Config,
+    Keys,
+    Limits,
+    Member,
+    TlsFiles,
+    number,
+)
 from divandb.datadir import is_admin
 
 BOARD_ADMIN = "board-admin"
@@ -122,6 +132,7 @@ def node_from(
     node_name, slot = top.name("name"), top.slot("slot")
     host, node_port = top.text("host", HOST), top.port("node_port")
     limits = top.numbers("limits", Limits())
+    tls = _tls(top, top.path("ca", None))
     # A slot's principal has the slot's name, whoever holds it.
     board = _board_access(top, slot if role == MASTER else node_name)
     found = NodeFile(
@@ -130,10 +141,11 @@ def node_from(
             name=node_name,
             role=role,
             slot=slot,
-            url=top.url("url", _default_url(host, node_port)),
+            url=top.url("url", _default_url(host, node_port, tls)),
             admin=top.admin("admin"),
             board=board,
             keys=_keys(top, role) if board is not None or top.has("keys") else Keys(),
+            tls=tls,
             seeds=tuple(one for one in _members(top) if one.name != node_name),
             limits=limits,
         ),
@@ -143,6 +155,13 @@ def node_from(
     )
     top.end()
     _check_node(top, found)
+    return found
+
+
+def _tls(top: "_Table", ca: Path | None) -> TlsFiles:
+    found = TlsFiles(top.path("certificate", None), top.path("certificate_key", None), ca)
+    if found.certificate_key is not None and found.certificate is None:
+        raise top.wrong("certificate", "is missing: certificate_key is given")
     return found
 
 
@@ -193,6 +212,8 @@ def _check_node(top: "_Table", found: NodeFile) -> None:
     config = found.config
     if found.port == found.node_port:
         raise top.wrong("port", "must be another than node_port")
+    if config.tls.certificate is not None and not config.url.startswith("https://"):
+        raise top.wrong("url", "must begin with https://, since there is a certificate")
     if config.board is None and config.seeds:
         raise top.wrong("board.url", "is missing: a node with others needs a board")
     if not config.keys.token:
@@ -212,20 +233,19 @@ def board_from(
     host, port = top.text("host", HOST), top.port("port")
     members, secrets = _board_members(top)
     limits = top.numbers("limits", BrokerLimits(), WireLimits(), LogSettings())
-    certificate = top.path("certificate", None)
-    scheme = "http" if certificate is None else "https"
+    tls = _tls(top, None)
     found = BoardFile(
         BoardConfig(
             top.path("data"),
             {BOARD_ADMIN: top.principal_secret("admin_secret")},
-            certificate=certificate,
+            tls=tls,
             broker=limits[0],
             wire=limits[1],
             log=limits[2],
         ),
         host,
         port,
-        top.url("url", _default_url(host, port, scheme)),
+        top.url("url", _default_url(host, port, tls)),
         top.hexadecimal("cluster", CLUSTER_CHARS),
         members,
         secrets,
@@ -253,10 +273,11 @@ def _check_names(top: "_Table", members: list[Member]) -> None:
         raise top.wrong("members", f"has {twice} twice")
 
 
-def _default_url(host: str, port: int, scheme: str = "http") -> str | None:
+def _default_url(host: str, port: int, tls: TlsFiles) -> str | None:
     """``None`` if others cannot reach this machine by what it listens on."""
     if host in ANY_HOST:
         return None
+    scheme = "http" if tls.certificate is None else "https"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
@@ -494,6 +515,7 @@ def node_text(file: NodeFile) -> str:
         "port": file.port,
         "url": config.url,
         "admin": config.admin,
+        **_tls_values(config.tls),
     }
     parts = [_pairs(top)]
     if config.board is not None:
@@ -508,7 +530,6 @@ def node_text(file: NodeFile) -> str:
 def board_text(file: BoardFile) -> str:
     """The file from which ``board_from`` makes this again."""
     config = file.config
-    certificate = None if config.certificate is None else os.fspath(config.certificate)
     top = {
         "data": os.fspath(config.data),
         "host": file.host,
@@ -516,7 +537,7 @@ def board_text(file: BoardFile) -> str:
         "url": file.url,
         "cluster": file.cluster,
         "admin_secret": config.admins[BOARD_ADMIN],
-        "certificate": certificate,
+        **_tls_values(config.tls),
     }
     parts = [_pairs(top)]
     parts += _limits_text(
@@ -524,6 +545,11 @@ def board_text(file: BoardFile) -> str:
     )
     parts += [member_text(one, file.secrets[one.name]) for one in file.members]
     return "\n".join(parts)
+
+
+def _tls_values(files: TlsFiles) -> dict[str, str]:
+    paths = dataclasses.asdict(files)
+    return {key: os.fspath(path) for key, path in paths.items() if path is not None}
 
 
 def member_text(member: Member, secret: str) -> str:

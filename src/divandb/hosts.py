@@ -17,13 +17,14 @@ from pathlib import Path
 
 from divandb.board.embedded_server import BoardConfig
 from divandb.cluster import trust
-from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member
+from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member, TlsFiles
 from divandb.configfile import BOARD_ADMIN, BoardFile, NodeFile
 from divandb.datadir import PlannedNode
 
 BOARD_PORT_OFFSET = 1000
 HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 ALL_ADDRESSES = "0.0.0.0"
+PLAIN = TlsFiles()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +40,13 @@ class Plan:
     admin: str
     secret: bytes
     limits: Limits
+    tls: TlsFiles = PLAIN
+    """The same on every host; empty: plain HTTP."""
 
     @property
     def board_url(self) -> str:
         """Where the board is."""
-        return url_of(self.board_host, self.port + BOARD_PORT_OFFSET)
+        return url_of(self.board_host, self.port + BOARD_PORT_OFFSET, self.tls)
 
 
 def check_host(host: str) -> str:
@@ -53,9 +56,15 @@ def check_host(host: str) -> str:
     return host
 
 
-def url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int, tls: TlsFiles = PLAIN) -> str:
     """The URL of what listens there."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if tls.certificate is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def tls_in(folder: Path) -> TlsFiles:
+    """The files of this folder, by the names that Kubernetes and cert-manager give them."""
+    return TlsFiles(folder / "tls.crt", folder / "tls.key", folder / "ca.crt")
 
 
 def listening_on(host: str) -> str:
@@ -87,7 +96,7 @@ def members(plan: Plan, nodes: Sequence[PlannedNode]) -> list[Member]:
     placed = spread(nodes, plan.hosts)
     first = plan.port + BOARD_PORT_OFFSET + 1
     return [
-        Member(node.name, node.role, node.slot, url_of(placed[node.name], port))
+        Member(node.name, node.role, node.slot, url_of(placed[node.name], port, plan.tls))
         for port, node in enumerate(nodes, first)
     ]
 
@@ -110,6 +119,7 @@ def node_files(plan: Plan, nodes: Sequence[PlannedNode]) -> dict[str, NodeFile]:
             data=plan.data / one.name,
             admin=plan.admin,
             limits=plan.limits,
+            tls=plan.tls,
         )
         for port, one in enumerate(known, first)
     }
@@ -127,6 +137,7 @@ def node_file(
     data: Path,
     admin: str,
     limits: Limits,
+    tls: TlsFiles = PLAIN,
 ) -> NodeFile:
     """The file of one node; its seeds are all others that are known."""
     is_master = me.role == MASTER
@@ -139,6 +150,7 @@ def node_file(
         admin=admin,
         board=BoardAccess(board_url, me.name, trust.board_secret(secret, me.name)),
         keys=trust.keys_of(secret, me.name, me.role, me.slot, is_master=is_master),
+        tls=tls,
         seeds=tuple(one for one in known if one.name != me.name),
         limits=limits,
     )
@@ -149,7 +161,7 @@ def board_file(plan: Plan, known: Sequence[Member]) -> BoardFile:
     """The board's file."""
     admins: Mapping[str, str] = {BOARD_ADMIN: trust.board_secret(plan.secret, BOARD_ADMIN)}
     return BoardFile(
-        BoardConfig(plan.data / "board", admins),
+        BoardConfig(plan.data / "board", admins, tls=dataclasses.replace(plan.tls, ca=None)),
         listening_on(plan.board_host),
         plan.port + BOARD_PORT_OFFSET,
         plan.board_url,

@@ -12,6 +12,7 @@ All of it is bounded: the asking by ``join_wait_ms``, each copy by ``snapshots.B
 import asyncio
 import contextlib
 import dataclasses
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,12 +50,14 @@ class Found:
 
 
 async def join(
-    config: Config, clock: Clock, rng: Rng, log: Log, status: Callable[[Progress], None]
-) -> None:
+    config: Config, clock: Clock, rng: Rng, log: Log, status: Callable[[Progress], None],
+    tls: ssl.SSLContext | None = None,
+) -> None:  # fmt: skip
     """Have the best file there is in the data folder; no process may have it open.
 
     Called at each start. First it ends what an interrupted start has begun. ``status`` hears how
-    far a copy has come; ``arriving`` tells the same to other processes. Raises ``FileError`` for a
+    far a copy has come; ``arriving`` tells the same to other processes. ``tls`` is for https URLs.
+    Raises ``FileError`` for a
     file that cannot be read.
     """
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,11 +65,11 @@ async def join(
     if not config.seeds or config.founding:
         return
     held = await asyncio.to_thread(snapshot.standing, Disk(config.data / FILE_NAME))
-    found = await survey(config, clock, rng)
+    found = await survey(config, clock, rng, tls)
     sources = ranked(config, held, found)
     log.event("joining", answers=len(found), sources=len(sources), is_new=held is None)
     for source in sources:
-        if await _copied(config, source, clock, rng, log, status, replace=held is not None):
+        if await _copied(config, source, clock, rng, log, status, tls, replace=held is not None):
             return
     # What has come of a copy that nobody goes on with only takes room.
     await asyncio.to_thread(snapshots.discard, config.data)
@@ -74,13 +77,13 @@ async def join(
 
 async def _copied(
     config: Config, source: Found, clock: Clock, rng: Rng, log: Log,
-    status: Callable[[Progress], None], *, replace: bool,
+    status: Callable[[Progress], None], tls: ssl.SSLContext | None, *, replace: bool,
 ) -> bool:  # fmt: skip
     began = clock.monotonic()
     try:
         done = await snapshots.fetch(
             source.member.url, SCHEME + config.keys.token, config.data, clock, rng, status, log,
-            cluster=config.keys.cluster, replace=replace,
+            cluster=config.keys.cluster, replace=replace, tls=tls,
         )  # fmt: skip
     except (FileError, StorageFull) as problem:
         log.event("no snapshot", source=source.member.name, why=str(problem))
@@ -111,16 +114,19 @@ def _distance(config: Config, member: Member) -> int:
 # Asking
 
 
-async def survey(config: Config, clock: Clock, rng: Rng) -> list[Found]:
+async def survey(
+    config: Config, clock: Clock, rng: Rng, tls: ssl.SSLContext | None = None
+) -> list[Found]:
     """What the seeds contain, and those whom they name; within ``join_wait_ms``."""
-    return await _Survey(config, clock, rng).run()
+    return await _Survey(config, clock, rng, tls).run()
 
 
 class _Survey:
     """Questions to many, each asked once."""
 
-    def __init__(self, config: Config, clock: Clock, rng: Rng) -> None:
+    def __init__(self, config: Config, clock: Clock, rng: Rng, tls: ssl.SSLContext | None) -> None:
         self._config = config
+        self._tls = tls
         self._clock = clock
         self._rng = rng
         self._asked = {config.name}
@@ -163,6 +169,7 @@ class _Survey:
             {"authorization": SCHEME + self._config.keys.token},
             self._rng,
             LinkBounds(connect_s_max=answer_s_max, answer_s_max=answer_s_max),
+            self._tls,
         )
         began = self._clock.monotonic()
         try:

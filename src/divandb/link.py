@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from divandb import tls as tls_of
 from divandb.clock import Rng
 
 HEAD_BYTES_MAX = 16 * 2**10
@@ -94,7 +95,7 @@ class _Address:
         parts = urlsplit(url)
         self.url = url
         self.host = parts.hostname or ""
-        self.tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        self.tls = (tls or tls_of.of_system()) if parts.scheme == "https" else None
         self.port = parts.port or (443 if self.tls else 80)
         self.common = _lines({"host": parts.netloc, **headers})
 
@@ -308,7 +309,7 @@ class Link:
             if address is not self._address:
                 return None
             self._failed(began)
-            raise self._never(f"cannot be reached: {problem or 'no connection in time'}") from None
+            raise self._never(_why_not(problem)) from None
         if address is not self._address or self._closed:
             connection.close()
             return None
@@ -482,6 +483,13 @@ class _Connection(asyncio.Protocol):
         self.idle_since = self._loop.time()
         status = self._parser.get_status_code()
         answer.set_result(Reply(status, self._lines, b"".join(self._body)))
+
+
+def _why_not(problem: OSError | ValueError) -> str:
+    """Why there is no connection."""
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        return f"shows a certificate that is not trusted: {problem.verify_message}"
+    return f"cannot be reached: {problem or 'no connection in time'}"
 
 
 def _lines(headers: Mapping[str, str]) -> str:

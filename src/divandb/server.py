@@ -5,9 +5,12 @@ The one place that names concrete classes.
 
 import asyncio
 import dataclasses
+import functools
 import gc
 import logging
 import signal
+import socket
+import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -34,7 +37,7 @@ from divandb.cluster.share import Share
 from divandb.cluster.snapshots import Shelf
 from divandb.commands import Job
 from divandb.condition import Inside, condition
-from divandb.config import MASTER, Config
+from divandb.config import MASTER, Config, TlsFiles
 from divandb.entry import Entry
 from divandb.errors import DivanError
 from divandb.httpd import (
@@ -72,6 +75,7 @@ from divandb.store.ledger import Changes, Ledger
 from divandb.store.upkeep import Upkeep, all_kept, no_board, tend
 from divandb.store.writer import Writer
 from divandb.telemetry import LineLog
+from divandb.tls import HANDSHAKE_S_MAX, Tls
 from divandb.vector import Vector
 
 TABLES: list[RouteTable] = [
@@ -88,7 +92,10 @@ FIRST_START_RETRY_S = 0.2
 
 
 def serve(config: Config, sockets: Sockets) -> None:
-    """Serve on these listening sockets until SIGTERM or SIGINT; then close in order."""
+    """Serve on these listening sockets until SIGTERM or SIGINT; then close in order.
+
+    With TLS, certificates are read again at SIGHUP. Raises ``TlsError``.
+    """
     # The writer's thread must not wait 5 ms for the loop to let go of the interpreter.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # What is wrong with a request its sender hears; a log that anybody can fill helps nobody.
@@ -98,8 +105,9 @@ def serve(config: Config, sockets: Sockets) -> None:
 
 
 async def _serve(config: Config, sockets: Sockets) -> None:
+    tls = Tls(config.tls)
     async with AsyncExitStack() as stack:
-        node = await stack.enter_async_context(opened(config))
+        node = await stack.enter_async_context(opened(config, tls.trusted))
         services = node.services
         app = App(services, TABLES)
         server = _Server(
@@ -121,7 +129,12 @@ async def _serve(config: Config, sockets: Sockets) -> None:
                 headers=[("server", f"DivanDB/{info.VERSION}")],
             ),
             services,
+            tls.served,
         )
+        if config.tls != TlsFiles():
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGHUP, functools.partial(tls.renew, services.log.event)
+            )
         node.asked = lambda: server.server_state.total_requests
         services.log.event("serving", role=config.role, data=str(config.data))
         if sockets.shared is not None:
@@ -134,9 +147,33 @@ async def _serve(config: Config, sockets: Sockets) -> None:
 class _Server(uvicorn.Server):
     """Ends feeds before it waits for requests to end."""
 
-    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+    def __init__(
+        self, config: uvicorn.Config, services: Services, secure: ssl.SSLContext | None
+    ) -> None:
         super().__init__(config)
         self._services = services
+        self._secure = secure
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. uvicorn knows no bound on the time of a handshake."""
+        if self._secure is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        make: Any = self.config.http_protocol_class
+        protocol = functools.partial(
+            make,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        loop = asyncio.get_running_loop()
+        for listener in sockets or []:
+            server = await loop.create_server(
+                protocol, sock=listener, ssl=self._secure, backlog=self.config.backlog,
+                ssl_handshake_timeout=HANDSHAKE_S_MAX,
+            )  # fmt: skip
+            self.servers.append(server)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM or SIGINT: no new work, and feeds give their last line."""
@@ -162,8 +199,8 @@ class Node:
 
 
 @asynccontextmanager
-async def opened(config: Config) -> AsyncIterator[Node]:
-    """Open everything in order; close it in reverse."""
+async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIterator[Node]:
+    """Open everything in order; close it in reverse. ``tls`` is for https URLs of others."""
     limits, clock, rng = config.limits, SystemClock(), SystemRng()
     started_ms = clock.wall_ms()
     log = LineLog(config.name, clock)
@@ -175,7 +212,7 @@ async def opened(config: Config) -> AsyncIterator[Node]:
         async def offload(function: Any, *arguments: Any) -> Any:
             return await loop.run_in_executor(pool, function, *arguments)
 
-        await join(config, clock, rng, log, lambda progress: None)
+        await join(config, clock, rng, log, lambda progress: None, tls)
 
         # The file
         is_master = config.role == MASTER
@@ -227,11 +264,13 @@ async def opened(config: Config) -> AsyncIterator[Node]:
         # The other nodes
         peers = Peers(
             config, progress,
-            lambda url: Link(url, {"authorization": trust.SCHEME + config.keys.token}, rng),
+            lambda url: Link(
+                url, {"authorization": trust.SCHEME + config.keys.token}, rng, tls=tls
+            ),
             clock, log,
         )  # fmt: skip
         stack.push_async_callback(peers.close)
-        fetcher = Fetcher(peers, progress, execute, config.keys.token, clock, limits, log)
+        fetcher = Fetcher(peers, progress, execute, config.keys.token, clock, limits, log, tls=tls)
         peers.fetch = fetcher.fetch
         gatherer = Gatherer(
             peers, lambda: offload(blobs.scan, disk), lambda: ledger.unmet_blobs, execute, clock,
@@ -259,7 +298,7 @@ async def opened(config: Config) -> AsyncIterator[Node]:
         settings.refresh(replica.settings())
 
         standing = Standing(peers, progress, replica.contained, settings, limits)
-        forwarder = Forwarder()
+        forwarder = Forwarder(tls=tls)
         stack.push_async_callback(forwarder.close)
         role = Role()
         inside = Inside(
@@ -300,8 +339,9 @@ async def opened(config: Config) -> AsyncIterator[Node]:
         if config.board is not None:
             limits_of_board = BoardLimits()
             board = EmbeddedBoard(
-                config.board.url, config.board.principal, config.board.secret, rng, limits_of_board
-            )
+                config.board.url, config.board.principal, config.board.secret, rng, limits_of_board,
+                tls=tls,
+            )  # fmt: skip
             stack.push_async_callback(board.close)
             parts = Parts(
                 config, board, limits_of_board, reading, execute, lambda: ledger.has_gap, progress,

@@ -1,8 +1,8 @@
 """httpx clients for streams between nodes: cheap to make, and paid for before the fork.
 
 The first client of a process costs 12 MB and 0.2 s: modules, and the system's certificates. So a
-client without TLS gets a context that knows no certificates, made once, and ``warm`` loads the rest
-in the parent that all nodes of a machine are forked from.
+client without TLS gets a context that knows no certificates, made once, so that it trusts nobody,
+and ``warm`` loads the rest in the parent that all nodes of a machine are forked from.
 """
 
 import asyncio
@@ -12,15 +12,9 @@ from collections.abc import Mapping
 
 import httpx
 
+from divandb import tls as tls_of
 
-def _without_certificates() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-_UNUSED = _without_certificates()
+_UNUSED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def client(
@@ -35,7 +29,7 @@ def client(
     """A client for this URL and others of its scheme; ``https`` takes ``tls``, or the system's
     certificates.
     """
-    verify = (tls or True) if url.startswith("https") else _UNUSED
+    verify = (tls or tls_of.of_system()) if url.startswith("https") else _UNUSED
     return httpx.AsyncClient(
         timeout=timeout,
         headers=headers,

@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import shutil
 import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,6 +117,8 @@ class Embedded:
             folder / "board", {ADMIN: secret_of(ADMIN)}, limits=LIMITS, log=LOG
         )
         self.port = 0
+        self.secure: ssl.SSLContext | None = None
+        """For TLS."""
         self._clients = Clients()
         self._known = {ADMIN}
         self._running: contextlib.AsyncExitStack | None = None
@@ -137,7 +140,14 @@ class Embedded:
         clock = SystemClock()
         async with running:
             self.broker = await running.enter_async_context(
-                serving(self.config, [listener], clock, SystemRng(), LineLog("board", clock))
+                serving(
+                    self.config,
+                    [listener],
+                    clock,
+                    SystemRng(),
+                    LineLog("board", clock),
+                    self.secure,
+                )
             )
             self._running = running.pop_all()
 

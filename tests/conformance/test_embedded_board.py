@@ -7,7 +7,6 @@ import itertools
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +22,8 @@ from divandb.board.embedded_server import InUse
 from divandb.board.wire import WireLimits
 from divandb.clock import SystemRng
 from divandb.link import LinkBounds
+from divandb.tls import Tls
+from tests.authority import Authority
 from tests.conformance.conftest import ADMIN, Embedded, secret_of
 
 LARGE = 10**6
@@ -297,19 +298,12 @@ async def test_an_answer_that_makes_no_sense_is_no_answer(answer: bytes) -> None
 
 
 async def test_over_tls_with_a_certificate_that_the_client_trusts(tmp_path: Path) -> None:
-    pem = tmp_path / "board.pem"
-    made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", "-", "-out", "-"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    pem.write_bytes(made.stdout)
-    board = changed(Embedded(tmp_path), certificate=pem, limits=BoardLimits())
+    tls = Tls(Authority(tmp_path / "ca").issue(tmp_path / "tls"))
+    board = changed(Embedded(tmp_path), limits=BoardLimits())
+    board.secure = tls.served
     await board.start()
     url = f"https://127.0.0.1:{board.port}"
-    trusting = ssl.create_default_context(cafile=str(pem))
-    client = EmbeddedBoard(url, ADMIN, secret_of(ADMIN), SystemRng(), tls=trusting)
+    client = EmbeddedBoard(url, ADMIN, secret_of(ADMIN), SystemRng(), tls=tls.trusted)
     await client.create_topic("t", 1, {})
     assert await client.publish("t", 0, [b"x" * 200_000]) == 0
     batch = await client.read("t", 0, 0, bytes_max=LARGE, wait_s=1)

@@ -16,7 +16,7 @@ from divandb.board.embedded_server import BoardConfig
 from divandb.board.log import LogSettings
 from divandb.board.wire import WireLimits
 from divandb.cluster import trust
-from divandb.config import BoardAccess, Config, Keys, Limits, Member
+from divandb.config import BoardAccess, Config, Keys, Limits, Member, TlsFiles
 from divandb.configfile import (
     BOARD_ADMIN,
     BOARD_PREFIX,
@@ -34,6 +34,7 @@ from divandb.configfile import (
 
 SECRET = b"s" * 32
 PRINCIPAL = "0123456789abcdef"
+TLS = TlsFiles(Path("/tls/tls.crt"), Path("/tls/tls.key"), Path("/tls/ca.crt"))
 ALONE = 'name = "m1"\nrole = "master"\nslot = "m1"\ndata = "d"\nnode_port = 6985\n'
 
 
@@ -56,10 +57,11 @@ def in_cluster(role: str = "replica", name: str = "m1-r1") -> NodeFile:
         name=name,
         role=role,
         slot="m1",
-        url="http://h1:6986",
+        url="https://h1:6986",
         admin='admin:a"b\\c',
         board=BoardAccess("http://h1:6984", name, PRINCIPAL),
         keys=keys,
+        tls=TLS,
         seeds=(Member("m2", "master", "m2", "http://h2:6987"),),
     )
     return NodeFile(config, "0.0.0.0", 6986, 5984)
@@ -160,6 +162,12 @@ WRONG = [
     ("node_port = 6985", "node_port = 6985\nmembers = 1", "members must be tables: [[members]]"),
     ("node_port = 6985", "node_port = 6985\n[limits]\nuuids_max = 0", "limits.uuids_max must be"),
     ("node_port = 6985", "node_port = 6985\n[limits]\nx = 1", "limits.x is no key of this file"),
+    ("node_port = 6985", 'node_port = 6985\ncertificate_key = "k"', "certificate is missing"),
+    (
+        "node_port = 6985",
+        'node_port = 6985\ncertificate = "c"\nurl = "http://h1:6985"',
+        "url must begin with https://, since there is a certificate",
+    ),
     (
         "node_port = 6985",
         'node_port = 6985\n[[members]]\nname = "m2"\nrole = "master"\nslot = "m2"',
@@ -211,7 +219,8 @@ def test_the_environment_goes_over_the_file() -> None:
         DIVANDB_PORT="6001",
         DIVANDB_NODE_PORT="6002",
         DIVANDB_HOST="10.0.0.1",
-        DIVANDB_URL="http://10.0.0.1:6002/",
+        DIVANDB_URL="https://10.0.0.1:6002/",
+        DIVANDB_CERTIFICATE="tls.pem",
         DIVANDB_ADMIN="root:x",
         DIVANDB_BOARD_URL="http://10.0.0.9:1",
         DIVANDB_BOARD_SECRET="f" * 16,
@@ -221,7 +230,8 @@ def test_the_environment_goes_over_the_file() -> None:
     )
     config = changed.config
     assert (changed.host, changed.node_port, changed.port) == ("10.0.0.1", 6002, 6001)
-    assert (config.data, config.url) == (Path("/elsewhere"), "http://10.0.0.1:6002")
+    assert (config.data, config.url) == (Path("/elsewhere"), "https://10.0.0.1:6002")
+    assert config.tls.certificate == Path("/etc/divandb/tls.pem")
     assert config.admin == "root:x"
     assert config.board == BoardAccess("http://10.0.0.9:1", "m1-r1", "f" * 16)
     assert config.keys.cookies == "1" * 32
@@ -253,6 +263,14 @@ def test_all_of_a_node_but_its_members_can_come_from_the_environment() -> None:
     gather(tomllib.loads(node_text(file)), NODE_PREFIX)
     alone = dataclasses.replace(file.config, seeds=())
     assert node("", **found) == dataclasses.replace(file, config=alone)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "url"),
+    [("", "http://127.0.0.1:6985"), ('certificate = "c"\n', "https://127.0.0.1:6985")],
+)
+def test_a_node_with_a_certificate_is_reached_by_https(certificate: str, url: str) -> None:
+    assert node(ALONE + certificate).config.url == url
 
 
 # Secrets
@@ -313,7 +331,7 @@ def test_a_board_is_read_as_it_was_written() -> None:
 def test_a_boards_bounds_are_read_as_they_were_written() -> None:
     config = dataclasses.replace(
         a_board().config,
-        certificate=Path("/etc/cert.pem"),
+        tls=dataclasses.replace(TLS, ca=None),
         broker=BrokerLimits(retention_check_s=0.5),
         wire=WireLimits(connections_max=3),
         log=LogSettings(retention_bytes=10**12),
@@ -365,12 +383,14 @@ def test_no_two_settings_have_one_variable() -> None:
         f"{NODE_PREFIX}{key}"
         for key in ("DATA", "NAME", "ROLE", "SLOT", "URL", "HOST", "PORT", "NODE_PORT", "ADMIN")
     ]
+    nodes += [f"{NODE_PREFIX}{field.name.upper()}" for field in dataclasses.fields(TlsFiles)]
     boards = [
         f"{BOARD_PREFIX}{field.name.upper()}"
         for kind in (BrokerLimits, WireLimits, LogSettings)
         for field in dataclasses.fields(kind)
     ]
     boards += [f"{BOARD_PREFIX}{key}" for key in ("DATA", "HOST", "PORT", "CLUSTER")]
+    boards += [f"{BOARD_PREFIX}{field.name.upper()}" for field in dataclasses.fields(TlsFiles)]
     assert len(set(nodes)) == len(nodes)
     assert len(set(boards)) == len(boards)
     # They name the same thing in both.
@@ -406,6 +426,6 @@ def test_every_key_of_a_node_is_documented_with_its_variable() -> None:
 
 
 def test_every_key_of_a_board_is_documented_with_its_variable() -> None:
-    config = dataclasses.replace(a_board().config, certificate=Path("/c"))
+    config = dataclasses.replace(a_board().config, tls=dataclasses.replace(TLS, ca=None))
     keys = keys_of(board_text(dataclasses.replace(a_board(), config=config)))
     assert documented("A board's") == {key: f"DIVANDB_BOARD_{key.upper()}" for key in keys}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from divandb import configfile, hosts
 from divandb.cli import divandb
 from divandb.cluster import topics
-from divandb.config import BoardAccess, Config
+from divandb.config import BoardAccess, Config, TlsFiles
 from divandb.layout import planned
 
 HOSTS = ("h1", "h2", "10.0.0.3")
@@ -168,3 +168,34 @@ def test_bad_usage_of_print_config_is_said(options: list[str], words: str) -> No
     result = CliRunner().invoke(divandb, ["up", *options])
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
+
+
+def test_with_tls_all_urls_are_https_and_all_processes_have_certificates(tmp_path: Path) -> None:
+    assert "/tls must hold `tls.crt`" in printed(tmp_path, "--tls", "/tls")
+    board = configfile.read_board(tmp_path / "board.toml", {})
+    assert board.url == "https://h1:6984"
+    assert board.config.tls == TlsFiles(Path("/tls/tls.crt"), Path("/tls/tls.key"))
+    for name in ("m1", "m3-r3"):
+        config = configfile.read_node(tmp_path / f"{name}.toml", {}).config
+        assert config.tls == TlsFiles(*map(Path, ("/tls/tls.crt", "/tls/tls.key", "/tls/ca.crt")))
+        assert config.board is not None
+        urls = [config.url, config.board.url, *(one.url for one in config.seeds)]
+        assert all(url.startswith("https://h") for url in urls)
+
+
+def test_a_node_that_is_added_has_tls_as_the_others_have(tmp_path: Path) -> None:
+    printed(tmp_path, "--tls", "/tls")
+    arguments = ["add", "replica", "--to", "m1", "--print-config", "--host", "h3"]
+    result = CliRunner().invoke(divandb, [*arguments, "--data", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    (tmp_path / "new.toml").write_text(result.stdout)
+    config = configfile.read_node(tmp_path / "new.toml", {}).config
+    assert config.url == "https://h3:6997"
+    assert config.tls == configfile.read_node(tmp_path / "m1.toml", {}).config.tls
+
+
+def test_the_folder_of_certificates_is_the_same_on_every_host(tmp_path: Path) -> None:
+    arguments = ["up", "--print-config", "--hosts", "h1", "--out", str(tmp_path), "--tls", "tls"]
+    result = CliRunner().invoke(divandb, arguments)
+    assert result.exit_code == 2
+    assert "must begin with /" in result.output

@@ -6,12 +6,11 @@ from pathlib import Path
 import msgspec
 
 from divandb.cluster import messages
-from divandb.cluster.messages import Heartbeat, Seen
-from divandb.cluster.peers import Peers
+from divandb.cluster.messages import Heartbeat, Reached, Seen
+from divandb.cluster.peers import FAULTS_MAX, LEASE_LOOK_S, REACHED, Peers
 from divandb.cluster.progress import Progress
 from divandb.config import MASTER, REPLICA, Config, Limits, Member
 from divandb.link import LinkBroken, Reply
-from divandb.telemetry import LineLog
 from tests.sim.world import SimLoop
 from tests.stores import StillClock
 
@@ -34,6 +33,7 @@ class SlowLink:
         self._member = member
         self.takes_ms = 0
         self.is_down = False
+        self.why = "down"
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", *, wait_s: float = 0.0,
@@ -41,7 +41,9 @@ class SlowLink:
     ) -> Reply:  # fmt: skip
         self._clock.ms += self.takes_ms
         if self.is_down:
-            raise LinkBroken("down", sent=False)
+            raise LinkBroken(self.why, sent=False)
+        if path == REACHED:
+            return Reply(200, [], messages.encode(Reached(True)))
         return Reply(200, [], messages.encode(heartbeat(self._member)))
 
     def set_url(self, url: str) -> None:
@@ -51,20 +53,32 @@ class SlowLink:
         return
 
 
+class Lines:
+    """A log that is kept."""
+
+    def __init__(self) -> None:
+        self.faults: list[object] = []
+
+    def event(self, what: str, **details: object) -> None:
+        self.faults.append(details["fault"])
+
+    def fault(self, what: str, problem: BaseException) -> None:
+        raise problem
+
+
 class Group:
     """The peers of one node, with a clock that stands still."""
 
     def __init__(self, me: Member, *others: Member) -> None:
         self.clock = StillClock()
+        self.log = Lines()
         self.links = {other.url: SlowLink(self.clock, other) for other in others}
         config = Config(
             Path("unused"), me.name, me.role, me.slot, me.url,
             seeds=others, limits=Limits(),
         )  # fmt: skip
         progress = Progress({}, {}, self.clock, me.slot if me.role == MASTER else None)
-        self.peers = Peers(
-            config, progress, lambda url: self.links[url], self.clock, LineLog("x", self.clock)
-        )
+        self.peers = Peers(config, progress, lambda url: self.links[url], self.clock, self.log)
 
     def beat(self) -> None:
         """One round of heartbeats."""
@@ -141,3 +155,38 @@ def test_who_does_not_ask_for_the_others_is_told_of_the_sender_alone() -> None:
     asked = msgspec.structs.replace(heartbeat(REPLICA_1), asks=True)
     assert [one.name for one in group.peers.answer(asked).members] == ["m2", "m1", "m1-r1"]
     assert [one.name for one in group.peers.answer(heartbeat(REPLICA_1)).members] == ["m2"]
+
+
+def test_each_reason_why_a_node_cannot_be_reached_is_logged_once_until_it_answers() -> None:
+    group = Group(M2, M1)
+    link = group.links[M1.url]
+    for link.is_down, link.why in (
+        (True, "refused"), (True, "not trusted"), (True, "refused"),
+        (False, ""), (True, "refused"),
+    ):  # fmt: skip
+        group.beat()
+    assert group.log.faults == ["refused", "not trusted", "refused"]
+    for number in range(20):
+        link.why = f"why {number}"
+        group.beat()
+    assert len(group.log.faults) == 2 + FAULTS_MAX
+
+
+def test_a_node_that_comes_back_while_a_write_waits_to_be_visible_is_asked_again() -> None:
+    group = Group(M2, M1)
+    group.peers.answer(heartbeat(M1))
+    (peer,) = group.peers.all()
+    peer.refuses = True
+
+    async def come_back() -> tuple[int, int]:
+        waiting = asyncio.ensure_future(group.peers.visible({1: 1}, 10.0))
+        await asyncio.sleep(5 * LEASE_LOOK_S)
+        assert not waiting.done()
+        peer.refuses = False
+        return await asyncio.wait_for(waiting, 2 * LEASE_LOOK_S)
+
+    loop = SimLoop()
+    try:
+        assert loop.run_until_complete(come_back()) == (1, 1)
+    finally:
+        loop.close()

@@ -30,7 +30,9 @@ from divandb.board.routes import Routes
 from divandb.board.topics import Shelf
 from divandb.board.wire import Wire, WireLimits
 from divandb.clock import Clock, Rng, SystemClock, SystemRng
+from divandb.config import TlsFiles
 from divandb.telemetry import LineLog, Log
+from divandb.tls import HANDSHAKE_S_MAX, Tls
 
 SWITCH_INTERVAL_S = 0.001
 APPEND_THREADS = 4
@@ -53,8 +55,8 @@ class BoardConfig:
     """What its log lines begin with."""
     arrange: "Arrange | None" = None
     """Makes topics and principals, before the board listens and at each SIGHUP."""
-    certificate: Path | None = None
-    """PEM file with certificate chain and key: TLS only."""
+    tls: TlsFiles = dataclasses.field(default_factory=TlsFiles)
+    """With a certificate: TLS only."""
     limits: BoardLimits = dataclasses.field(default_factory=BoardLimits)
     broker: BrokerLimits = dataclasses.field(default_factory=BrokerLimits)
     wire: WireLimits = dataclasses.field(default_factory=WireLimits)
@@ -91,7 +93,7 @@ class InUse(Exception):
 def serve(config: BoardConfig, sockets: list[socket.socket]) -> None:
     """Serve on these listening sockets until SIGTERM or SIGINT; then close in order.
 
-    Raises ``InUse``, ``topics.UnknownFormat``, ``OSError`` when it cannot start.
+    Raises ``InUse``, ``topics.UnknownFormat``, ``TlsError``, ``OSError`` when it cannot start.
     """
     # An appending thread must not wait 5 ms for the loop to let go of the interpreter.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -105,7 +107,8 @@ async def _serve(config: BoardConfig, sockets: list[socket.socket]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with serving(config, sockets, clock, SystemRng(), log) as broker:
+    tls = Tls(config.tls)
+    async with serving(config, sockets, clock, SystemRng(), log, tls.served) as broker:
         log.event("serving", data=str(config.data))
         gc.collect()
         gc.freeze()
@@ -113,7 +116,12 @@ async def _serve(config: BoardConfig, sockets: list[socket.socket]) -> None:
             await stopping.wait()
             return
         due = asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, due.set)
+
+        def on_hangup() -> None:
+            due.set()
+            tls.renew(log.event)
+
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
         arranging = asyncio.create_task(_arrange(config.arrange, Steward(broker), due, log))
         await stopping.wait()
         await _cancelled(arranging)
@@ -140,9 +148,12 @@ async def _arranged(arrange: Arrange, steward: Steward, log: Log) -> bool:
 
 @asynccontextmanager
 async def serving(
-    config: BoardConfig, sockets: list[socket.socket], clock: Clock, rng: Rng, log: Log
-) -> AsyncIterator[Broker]:
-    """A board that serves on these sockets while the context is open."""
+    config: BoardConfig, sockets: list[socket.socket], clock: Clock, rng: Rng, log: Log,
+    secure: ssl.SSLContext | None = None,
+) -> AsyncIterator[Broker]:  # fmt: skip
+    """A board that serves on these sockets, with TLS if it is ``secure``, while the context is
+    open.
+    """
     async with AsyncExitStack() as stack:
         _lock(config.data, stack)
         append = _offload(stack, APPEND_THREADS, "append")
@@ -160,11 +171,11 @@ async def serving(
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
         stack.push_async_callback(wire.close, GRACE_S_MAX)
         stack.callback(broker.stop_waiting)
-        secure = _tls(config.certificate)
         for listener in sockets:
             server = await asyncio.get_running_loop().create_server(
-                wire.connection, sock=listener, ssl=secure, backlog=BACKLOG_CONNECTIONS_MAX
-            )
+                wire.connection, sock=listener, ssl=secure, backlog=BACKLOG_CONNECTIONS_MAX,
+                ssl_handshake_timeout=HANDSHAKE_S_MAX if secure else None,
+            )  # fmt: skip
             stack.callback(server.close)
         yield broker
 
@@ -195,14 +206,6 @@ def _principals(admins: Mapping[str, str], shelf: Shelf, rng: Rng) -> Principals
     made = {name: Credential.of(secret, rng.token(SALT_BYTES)) for name, secret in admins.items()}
     decoy = Credential.of(rng.token(SALT_BYTES).hex(), rng.token(SALT_BYTES))
     return Principals(made, shelf.principals(), decoy)
-
-
-def _tls(certificate: Path | None) -> ssl.SSLContext | None:
-    if certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
-    return context
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -18,7 +18,7 @@ from divandb import configfile, datadir, hosts
 from divandb.cli import options, plan
 from divandb.cli.asking import ask
 from divandb.clock import Clock, SystemClock
-from divandb.config import MASTER, REPLICA, Member, limits_from
+from divandb.config import MASTER, REPLICA, Member, TlsFiles, limits_from
 from divandb.configfile import NodeFile
 from divandb.datadir import ClusterRecord, DataDirError, NodeRecord, PlannedNode
 from divandb.layout import BOARD, with_master, with_replica
@@ -236,7 +236,9 @@ def _of_files(data: Path, slot: str | None, place: _Place) -> NodeFile:
     path = data / plan.BOARD_FILE
     board = configfile.read_board(path, {})
     known = list(board.members)
-    file = _file(data, known, slot, place, board.url, board.port + 1)
+    shown = board.config.tls.certificate
+    tls = hosts.PLAIN if shown is None else hosts.tls_in(shown.parent)
+    file = _file(data, known, slot, place, board.url, board.port + 1, tls)
     if board.cluster != file.config.keys.cluster or file.config.board is None:
         raise ValueError(f"{path} and {data / 'secret'} are of two clusters")
     member = configfile.member_text(file.config.member, file.config.board.secret)
@@ -276,6 +278,7 @@ def _file(
     place: _Place,
     board_url: str,
     port_min: int,
+    tls: TlsFiles = hosts.PLAIN,
 ) -> NodeFile:
     made = chosen([PlannedNode(one.name, one.role, one.slot) for one in known], slot, 0)[0]
     used = {urlsplit(one.url).port for one in known}
@@ -286,7 +289,7 @@ def _file(
         raise DataDirError(f"{data / 'admin'} is missing, and DIVANDB_ADMIN is not set")
     return hosts.node_file(
         datadir.read_secret(data),
-        Member(made.name, made.role, made.slot, hosts.url_of(place.host, node_port)),
+        Member(made.name, made.role, made.slot, hosts.url_of(place.host, node_port, tls)),
         known,
         board_url,
         host=hosts.listening_on(place.host),
@@ -295,6 +298,7 @@ def _file(
         data=Path("divan-data") / made.name,
         admin=admin,
         limits=limits_from(os.environ),
+        tls=tls,
     )
 
 

@@ -14,6 +14,10 @@ from divandb.hosts import Plan
 
 BOARD_FILE = "board.toml"
 PORT_MAX = 65535
+TLS_TEXT = """On each host {folder} must hold `tls.crt`, a certificate of the host's name as
+--hosts has it, its key as `tls.key`, and as `ca.crt` the authority that has signed them all.
+
+"""
 
 
 def hosts_in(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -37,6 +41,13 @@ def checked(host: str) -> str:
         raise click.BadParameter(f"{host!r} is no host name and no address") from None
 
 
+def folder_in(ctx: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    """The folder of an option, as it is on every host."""
+    if value is not None and not value.is_absolute():
+        raise click.BadParameter(f"{value} must begin with /: it is the same on every host")
+    return value
+
+
 def check_ports(port: int, nodes: int) -> None:
     """Are there so many ports above the clients'?"""
     if not 0 < port <= PORT_MAX - hosts.BOARD_PORT_OFFSET - nodes:
@@ -49,7 +60,7 @@ def check_ports(port: int, nodes: int) -> None:
 
 def make_plan(
     out: Path, on: tuple[str, ...], board_host: str | None, port: int, data: Path,
-    admin: str | None, limits: Limits, rng: Rng,
+    admin: str | None, limits: Limits, rng: Rng, tls: Path | None = None,
 ) -> Plan:  # fmt: skip
     """What the files are made from, with a fresh secret; makes the folder ``out``."""
     datadir.make(out)
@@ -60,7 +71,8 @@ def make_plan(
         datadir.write_private(out / "admin", f"{admin}\n")
     known = admin or datadir.make_admin(out, rng)
     secret = datadir.make_secret(out, rng)
-    return Plan(on, board_host or on[0], port, data, known, secret, limits)
+    files = hosts.PLAIN if tls is None else hosts.tls_in(tls)
+    return Plan(on, board_host or on[0], port, data, known, secret, limits, files)
 
 
 def write(plan: Plan, nodes: list[PlannedNode], out: Path) -> str:
@@ -76,11 +88,14 @@ def write(plan: Plan, nodes: list[PlannedNode], out: Path) -> str:
         f"  {plan.board_host:{width}}  divandb board --config {BOARD_FILE}",
         *(f"  {placed[name]:{width}}  divandb node --config {name}.toml" for name in files),
     ]
+    shown = plan.tls.certificate
+    tls = "" if shown is None else TLS_TEXT.format(folder=shown.parent)
     return (
         f"{os.fspath(out)} holds the files of a board and {len(files)} nodes, readable by you "
         "alone, and\n"
         "`admin`, the admin of them all. Copy each to its host, for the database's user to read.\n"
         "Keep the folder: `divandb add` makes further nodes with the `secret` in it.\n\n"
+        f"{tls}"
         "Start them in this order; each waits for those that are not there yet:\n\n"
         + "\n".join(lines)
     )

@@ -15,6 +15,7 @@ from divandb.configfile import ConfigFileError, read_node
 from divandb.datadir import DataDirError
 from divandb.errors import DivanError
 from divandb.supervisor import StartError
+from divandb.tls import TlsError
 
 CONFIG = click.option(
     "--config",
@@ -55,6 +56,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except (
-        ConfigFileError, StartError, DataDirError, InUse, UnknownFormat, DivanError, OSError,
+        ConfigFileError, StartError, DataDirError, InUse, UnknownFormat, DivanError, TlsError,
+        OSError,
     ) as problem:  # fmt: skip
         raise click.ClickException(str(problem)) from None

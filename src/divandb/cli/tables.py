@@ -20,7 +20,7 @@ def as_text(found: dict[str, Any]) -> str:
     if told:
         names = ("NAME", "LAG MS", *slots, "QUEUE", "SHARE", "BOARD NEXT/END")
         parts.append(f"{BEHIND}\n{table([names, *(_content(node, slots) for node in told)])}")
-    return "\n\n".join([*parts, *_notes(nodes)])
+    return "\n\n".join([*parts, *notes(nodes)])
 
 
 def _sum(nodes: list[dict[str, Any]]) -> str:
@@ -81,7 +81,7 @@ def _board(board: dict[str, Any]) -> str:
     return "  ".join(words) or ABSENT
 
 
-def _notes(nodes: list[dict[str, Any]]) -> list[str]:
+def notes(nodes: list[dict[str, Any]]) -> list[str]:
     """Lines for what fails just now."""
     lines = []
     for node in nodes:

@@ -85,6 +85,13 @@ REPLICAS_MAX = 64
     type=click.Path(file_okay=False, path_type=Path),
     help="With --print-config: the folder for the files.",
 )
+@click.option(
+    "--tls",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    callback=plan.folder_in,
+    help="With --print-config: TLS everywhere, with the certificates in this folder of each host.",
+)
 def up(
     masters: int | None,
     replicas: int | None,
@@ -98,16 +105,17 @@ def up(
     several: tuple[str, ...],
     board_host: str | None,
     out: Path | None,
+    tls: Path | None,
 ) -> None:
     """Run the database, and start its processes again when they die.
 
     SIGTERM or Ctrl-C stops it cleanly; a second Ctrl-C at once.
     """
     if prints:
-        click.echo(_printed(masters, replicas, port, data, admin, several, board_host, out))
+        click.echo(_printed(masters, replicas, port, data, admin, several, board_host, out, tls))
         return
-    if several or board_host or out:
-        raise click.UsageError("--hosts, --board-host and --out need --print-config.")
+    if several or board_host or out or tls:
+        raise click.UsageError("--hosts, --board-host, --out and --tls need --print-config.")
     clock, bounds = SystemClock(), Bounds(stop_s_max=stop_timeout)
     os.umask(0o077)  # what the database writes is for its owner only
     with _one_line_errors():
@@ -146,6 +154,7 @@ def up(
 def _printed(
     masters: int | None, replicas: int | None, port: int, data: Path, admin: str | None,
     several: tuple[str, ...], board_host: str | None, out: Path | None,
+    tls: Path | None,
 ) -> str:  # fmt: skip
     """Write the files of a cluster over several hosts; what to do with them."""
     if not several or out is None:
@@ -154,7 +163,7 @@ def _printed(
     plan.check_ports(port, len(nodes))
     with _one_line_errors():
         limits = limits_from(os.environ)
-        made = plan.make_plan(out, several, board_host, port, data, admin, limits, SystemRng())
+        made = plan.make_plan(out, several, board_host, port, data, admin, limits, SystemRng(), tls)
         return plan.write(made, nodes, out)
 
 

@@ -5,6 +5,7 @@ by page, and believes the giver's vector only after the last (Rule 4).
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -101,8 +102,11 @@ class Fetcher:
         limits: Limits,
         log: Log,
         transport: httpx.AsyncBaseTransport | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``transport`` carries the requests; ``None``: the machine's network."""
+        """``transport`` carries the requests; ``None``: the machine's network. ``tls`` is for
+        https URLs.
+        """
         self._peers = peers
         self._progress = progress
         self._execute = execute
@@ -110,6 +114,7 @@ class Fetcher:
         self._clock = clock
         self._log = log
         self._transport = transport
+        self._tls = tls
         self._one = asyncio.Lock()
         self._taken_at = -1.0
         self.events = 0
@@ -157,7 +162,11 @@ class Fetcher:
         body = messages.encode(dict(self._progress.vector))
         async with (
             streams.client(
-                peer.member.url, timeout, headers=self._headers, transport=self._transport
+                peer.member.url,
+                timeout,
+                headers=self._headers,
+                transport=self._transport,
+                tls=self._tls,
             ) as client,
             client.stream("POST", f"{peer.member.url}{BEYOND}", content=body) as answer,
         ):

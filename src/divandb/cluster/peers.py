@@ -28,6 +28,8 @@ LEASE_LOOK_S = 0.1
 """So often it is looked whether a node that says nothing has lost its lease."""
 REACHED = f"{messages.PREFIX}/reached"
 HEARTBEAT = f"{messages.PREFIX}/heartbeat"
+FAULTS_MAX = 8
+"""Different ones that are logged until a node answers again."""
 NAMES_EVERY = 4
 """One in so many heartbeats speaks of others, too: that is most of what one costs."""
 
@@ -94,6 +96,8 @@ class Peer:
         """When it was last heard of, by us or by somebody else; monotonic, seconds."""
         self.refuses = False
         """Did the last attempt to reach it fail?"""
+        self.faults: set[str] = set()
+        """Why its heartbeats failed since the last answer: each is logged once."""
         self.vector: dict[int, int] = {}
         self.load_ms = 0.0
         self.lag_ms: float | None = None
@@ -247,19 +251,24 @@ class Peers:
                 raise LinkBroken(f"answered {reply.status}", sent=True)
             told = messages.decode_heartbeat(reply.body)
         except (LinkBroken, msgspec.MsgspecError) as fault:
-            if not peer.refuses:
-                self._log.event("no heartbeat", peer=peer.member.name, fault=fault)
+            self._tell(peer, str(fault))
             peer.refuses = True
             return
         now = self._clock.monotonic()
         # No later: an answer may have lain unread for long, while this process was stopped.
         self.renewed = max(self.renewed, sent)
         peer.refuses = False
+        peer.faults.clear()
         took_s = now - sent
         peer.rtt_s = took_s if not peer.rtt_s else peer.rtt_s * 0.8 + took_s * 0.2
         self._progress.heard(told.marks, sent)
         self._learn(told, sent)
         self._look_for_gaps(peer, now)
+
+    def _tell(self, peer: Peer, fault: str) -> None:
+        if fault not in peer.faults and len(peer.faults) < FAULTS_MAX:
+            peer.faults.add(fault)
+            self._log.event("no heartbeat", peer=peer.member.name, fault=fault)
 
     def said(self, *, names_all: bool = True) -> Heartbeat:
         """What this node says of itself and, with ``names_all``, of others."""
@@ -334,19 +343,25 @@ class Peers:
 
     async def _shows(self, peer: Peer, written: Vector, within_s: float) -> bool | None:
         """Has it been applied there? ``None``: the node's lease has run out meanwhile."""
+        until = self._clock.monotonic() + within_s
+        while self.is_known(peer) and (left_s := until - self._clock.monotonic()) > 0:
+            if self.is_live(peer) and await self._says_reached(peer, written, left_s):
+                return True
+            # It refuses, or is silent: clients may still read there until its lease has run out,
+            # or it may come back.
+            await asyncio.sleep(LEASE_LOOK_S)
+        return False if self.is_known(peer) else None
+
+    async def _says_reached(self, peer: Peer, written: Vector, within_s: float) -> bool:
+        """Ask it, for as long as it lives."""
         asking = asyncio.ensure_future(self._ask_reached(peer, written, within_s))
         until = self._clock.monotonic() + within_s
         try:
             while not asking.done() and self.is_live(peer) and self._clock.monotonic() < until:
                 await asyncio.wait({asking}, timeout=LEASE_LOOK_S)
-            if asking.done() and asking.result():
-                return True
+            return asking.done() and asking.result()
         finally:
             asking.cancel()
-        # It refuses, or is silent: clients may still read there until its lease has run out.
-        while self.is_known(peer) and self._clock.monotonic() < until:
-            await asyncio.sleep(LEASE_LOOK_S)
-        return False if self.is_known(peer) else None
 
     def is_known(self, peer: Peer) -> bool:
         """Was it heard of within the lease?"""

@@ -6,6 +6,7 @@ go with the request: the other node decides.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Sequence
 
 import httpx
@@ -38,10 +39,17 @@ _NOT_PASSED_BACK = (_HOP - {"content-length"}) | {"date", "server"}
 class Forwarder:
     """Passes requests on."""
 
-    def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """``transport`` carries the requests; ``None``: the machine's network."""
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """``transport`` carries the requests; ``None``: the machine's network. ``tls`` is for
+        https URLs.
+        """
         self._transport = transport
-        self._client: httpx.AsyncClient | None = None
+        self._tls = tls
+        self._clients: dict[str, httpx.AsyncClient] = {}
 
     async def send(self, request: Request, path: str, peer: Peer) -> Response | None:
         """The other node's answer, as it comes; raises ``Busy`` when there is none.
@@ -83,12 +91,7 @@ class Forwarder:
         body: AsyncIterator[bytes] | bytes | None,
         headers: Sequence[tuple[str, str]] = (),
     ) -> httpx.Response:
-        client = self._client = self._client or streams.client(
-            peer.member.url,
-            httpx.Timeout(SILENCE_S_MAX, connect=CONNECT_S_MAX),
-            connections_max=CONNECTIONS_MAX,
-            transport=self._transport,
-        )
+        client = self._client_for(peer.member.url)
         query = request.scope.get("query_string", b"").decode("latin-1")
         dropped = _HOP | {"content-encoding"} if isinstance(body, bytes) else _HOP
         kept = [(name, value) for name, value in request.headers.items() if name not in dropped]
@@ -105,10 +108,23 @@ class Forwarder:
         except (httpx.HTTPError, TimeoutError) as fault:
             raise Busy(f"The node that has this cannot be reached: {fault!r}") from None
 
+    def _client_for(self, url: str) -> httpx.AsyncClient:
+        """One for each scheme."""
+        scheme = url.partition(":")[0]
+        if scheme not in self._clients:
+            self._clients[scheme] = streams.client(
+                url,
+                httpx.Timeout(SILENCE_S_MAX, connect=CONNECT_S_MAX),
+                connections_max=CONNECTIONS_MAX,
+                transport=self._transport,
+                tls=self._tls,
+            )
+        return self._clients[scheme]
+
     async def close(self) -> None:
         """Let go of connections."""
-        if self._client is not None:
-            await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
 
 def _passed_back(answer: httpx.Response) -> Response:

@@ -1,0 +1,212 @@
+"""The secret files of a cluster in containers: one for each node, and what the brokers need.
+
+    python -m deploy.files compose                              -> deploy/compose/secrets
+    python -m deploy.files kubernetes --board kafka://h1:9092   -> deploy/kubernetes/secrets
+
+Run it again for more nodes, or with other options: `secret`, `admin` and the brokers' stay. All
+nodes listen on the same port, each at an address of its own.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from divandb import datadir, hosts
+from divandb.board.embedded_server import BoardConfig
+from divandb.clock import SystemRng
+from divandb.cluster import trust
+from divandb.config import Limits, Member
+from divandb.configfile import BOARD_ADMIN, BoardFile, board_text, node_text
+from divandb.datadir import PlannedNode
+from divandb.layout import planned
+
+HERE = Path(__file__).parent
+PORT = 5984
+DATA = Path("/var/lib/divandb")
+TLS = Path("/etc/divandb/tls")
+BROKERS = 3
+BROKER_PORT = 9092
+CONTROLLER_PORT = 9093
+CONTAINER_UID = 1000
+"""Of the user in the images of DivanDB and of Apache Kafka."""
+NAMESPACE = "divandb"
+PLAIN_LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
+SCRAM_LOGIN = "org.apache.kafka.common.security.scram.ScramLoginModule"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where the nodes run."""
+
+    file_of: Callable[[str], str]
+    """A node's name → that of its file, without ``.toml``."""
+    host_of: Callable[[str], str]
+    """A node's name → the host name by which others reach it."""
+
+
+def pod(node: str) -> str:
+    """The pod of a node: StatefulSets number theirs behind a dash."""
+    return re.sub(r"(\d+)$", r"-\1", node)
+
+
+TARGETS = {
+    "compose": Target(str, str),
+    "kubernetes": Target(pod, lambda node: f"{pod(node)}.nodes.{NAMESPACE}.svc"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.files")
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--masters", type=int, default=3)
+    parser.add_argument("--replicas", type=int, default=3, help="for each master")
+    parser.add_argument("--board", help="kafka://HOST:PORT,HOST:PORT (compose: its own brokers)")
+    parser.add_argument("--tls", action="store_true", help=f"with certificates in {TLS}")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args(arguments)
+    is_compose = given.target == "compose"
+    board = given.board or (board_url() if is_compose else None)
+    if board is None:
+        parser.error("--board is missing: where are the Event Boards?")
+    os.umask(0o077)
+    out = given.out or HERE / given.target / "secrets"
+    out.mkdir(parents=True, exist_ok=True)
+    texts = node_files(
+        TARGETS[given.target],
+        planned(given.masters, given.replicas),
+        board,
+        kept_secret(out),
+        kept_admin(out),
+        with_tls=given.tls,
+    )
+    if is_compose:
+        texts |= broker_files(kept_secret(out))
+    for name, text in texts.items():
+        datadir.write_private(out / name, text)
+        if is_compose and os.geteuid() == 0:  # Compose mounts a file as it is
+            os.chown(out / name, CONTAINER_UID, CONTAINER_UID)
+    print(f"{len(texts)} files are in {out}; its `admin` is the admin of all nodes. Keep them.")
+    return 0
+
+
+def kept_secret(out: Path) -> bytes:
+    """The cluster's secret: all credentials come from it."""
+    return datadir.make_secret(out, SystemRng())
+
+
+def kept_admin(out: Path) -> str:
+    """`USER:PASSWORD`."""
+    return datadir.make_admin(out, SystemRng())
+
+
+def node_files(
+    target: Target,
+    nodes: list[PlannedNode],
+    board: str,
+    secret: bytes,
+    admin: str,
+    *,
+    with_tls: bool,
+) -> Mapping[str, str]:
+    """File name → text: of each node, and `board.toml` for `divandb board init`."""
+    tls = hosts.tls_in(TLS) if with_tls else hosts.PLAIN
+    known = [
+        Member(one.name, one.role, one.slot, hosts.url_of(target.host_of(one.name), PORT, tls))
+        for one in nodes
+    ]
+    return {"board.toml": board_text(board_file(known, board, secret))} | {
+        f"{target.file_of(one.name)}.toml": node_text(
+            hosts.node_file(
+                secret, one, known, board, host=hosts.ALL_ADDRESSES, node_port=PORT, port=None,
+                data=DATA, admin=admin, limits=Limits(), tls=tls,
+            )
+        )
+        for one in known
+    }  # fmt: skip
+
+
+def board_file(known: list[Member], board: str, secret: bytes) -> BoardFile:
+    """What the topics, principals and rights are made from."""
+    return BoardFile(
+        BoardConfig(DATA / "board", {BOARD_ADMIN: trust.board_secret(secret, BOARD_ADMIN)}),
+        hosts.ALL_ADDRESSES,
+        PORT,
+        board,
+        trust.keys_of(secret, "", "", "", is_master=False).cluster,
+        tuple(known),
+        {one.name: trust.board_secret(secret, one.name) for one in known},
+    )
+
+
+# Brokers for Compose
+
+
+def broker_names() -> list[str]:
+    """Their host names."""
+    return [f"kafka{number}" for number in range(1, BROKERS + 1)]
+
+
+def board_url() -> str:
+    """Where nodes find them."""
+    return "kafka://" + ",".join(f"{name}:{BROKER_PORT}" for name in broker_names())
+
+
+def broker_files(secret: bytes) -> dict[str, str]:
+    """File name → text: `server.properties` of each broker, and the id of their cluster."""
+    admin = trust.board_secret(secret, BOARD_ADMIN)
+    return {"kafka-id": kafka_id(secret)} | {
+        f"{name}.properties": "".join(
+            f"{key}={value}\n" for key, value in broker_settings(number, name, admin).items()
+        )
+        for number, name in enumerate(broker_names(), 1)
+    }
+
+
+def kafka_id(secret: bytes) -> str:
+    """Sixteen bytes as Kafka writes them, 22 characters; the same at every run."""
+    return "k" + trust.derived(secret, "kafka").hex()[:21]
+
+
+def broker_settings(number: int, name: str, admin_secret: str) -> dict[str, str]:
+    """Broker and controller in one process; whoever has no right to something is refused it."""
+    login = (
+        f'{PLAIN_LOGIN} required username="{BOARD_ADMIN}" password="{admin_secret}" '
+        f'user_{BOARD_ADMIN}="{admin_secret}";'
+    )
+    voters = [f"{place}@{one}:{CONTROLLER_PORT}" for place, one in enumerate(broker_names(), 1)]
+    return {
+        "process.roles": "broker,controller",
+        "node.id": str(number),
+        "controller.quorum.voters": ",".join(voters),
+        "listeners": f"CLIENTS://:{BROKER_PORT},CONTROLLER://:{CONTROLLER_PORT}",
+        "advertised.listeners": f"CLIENTS://{name}:{BROKER_PORT}",
+        "listener.security.protocol.map": "CLIENTS:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT",
+        "inter.broker.listener.name": "CLIENTS",
+        "controller.listener.names": "CONTROLLER",
+        "sasl.mechanism.inter.broker.protocol": "SCRAM-SHA-256",
+        "sasl.mechanism.controller.protocol": "PLAIN",
+        "listener.name.clients.sasl.enabled.mechanisms": "SCRAM-SHA-256",
+        "listener.name.clients.scram-sha-256.sasl.jaas.config": (
+            f'{SCRAM_LOGIN} required username="{BOARD_ADMIN}" password="{admin_secret}";'
+        ),
+        "listener.name.controller.sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.controller.plain.sasl.jaas.config": login,
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": f"User:{BOARD_ADMIN}",
+        "allow.everyone.if.no.acl.found": "false",
+        "auto.create.topics.enable": "false",
+        "default.replication.factor": str(BROKERS),
+        "min.insync.replicas": "2",
+        "offsets.topic.replication.factor": str(BROKERS),
+        "transaction.state.log.replication.factor": str(BROKERS),
+        "log.dirs": "/var/lib/kafka/data",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
