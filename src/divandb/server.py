@@ -290,7 +290,7 @@ async def opened(config: Config) -> AsyncIterator[Node]:
             give=giver.give,
             carry_out=desk.submit if desk is not None else None,
             condition=lambda: condition(inside),
-            is_ready=lambda: _has_system_databases(catalog),
+            is_ready=_from_then_on(lambda: _has_system_databases(catalog)),
             numbers=lambda: upkeep.status() | {"write_queue_jobs": writer.waiting_jobs},
             want=gatherer.want,
         )
@@ -424,6 +424,20 @@ def _has_secret(settings: Settings) -> bool:
 
 def _has_system_databases(catalog: Catalog) -> bool:
     return all(catalog.find(name) is not None for name in SYSTEM_DATABASES)
+
+
+def _from_then_on(condition: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether ``condition`` holds or has ever held when it was asked for: a node that was ready
+    stays ready, also when an admin drops what it had to wait for.
+    """
+    held = False
+
+    def holds() -> bool:
+        nonlocal held
+        held = held or condition()
+        return held
+
+    return holds
 
 
 def _fatal(log: LineLog, broken: threading.Event) -> Any:
