@@ -28,6 +28,7 @@ from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
 from divandb.cluster.fetching import Fetcher, Giver
+from divandb.cluster.needs import Needs
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.share import Share
@@ -242,11 +243,12 @@ async def opened(config: Config) -> AsyncIterator[Node]:
         shelf = Shelf(disk, clock, rng, limits, offload, log)
         stack.push_async_callback(shelf.close)
         await stack.enter_async_context(_background(shelf.tend()))
+        needs = Needs(progress, peers, fetcher.fetch, limits)
         submit, desk, courier = writer.submit, None, None
         if is_master:
             desk = Desk(
                 writer.submit, config.slot, progress, boarded if config.board else None, peers,
-                fetcher.fetch, clock, limits,
+                needs, clock, limits,
             )  # fmt: skip
             submit = desk.submit
         else:
@@ -254,8 +256,9 @@ async def opened(config: Config) -> AsyncIterator[Node]:
             stack.push_async_callback(courier.close)
             submit = courier.submit
         entry = Entry(
-            submit, catalog, replica, hlc, rng, limits, offload, authenticator.password_settings
-        )
+            submit, catalog, replica, hlc, rng, limits, offload, authenticator.password_settings,
+            needs,
+        )  # fmt: skip
         settings.refresh(replica.settings())
 
         standing = Standing(peers, progress, replica.contained, settings, limits)
