@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from divandb.config import Limits
 from tests.sim.client import Client, Follower, Notebook
 from tests.sim.cluster import Cluster
 from tests.sim.node import Node
@@ -404,6 +405,24 @@ def test_a_session_reads_its_writes_wherever_it_goes(play: Play) -> None:
         assert all(book.reads == 40 for book in books)
 
     play(body, masters=2, replicas=2)
+
+
+def test_who_is_behind_asks_its_own_master_before_that_has_told_what_it_has(play: Play) -> None:
+    """Heartbeats may be late; that the slot's master has what was written through it is certain."""
+
+    async def body(c: Cluster) -> None:
+        m1 = c.masters[0]
+        replica, client = c.group("m1")[1], Client(c, carries="header")
+        await client.put(m1, "/x", {})
+        await c.settled()
+        _left_behind(c, replica)
+        for number in range(5):
+            assert (await client.put(m1, f"/x/d{number}", {})).status == 201
+            assert (await client.get(replica, f"/x/d{number}")).status == 200
+        replica.restart()
+        c.heal()
+
+    play(body, masters=2, limits=Limits(heartbeat_ms=1_500))
 
 
 def test_a_session_whose_writes_nobody_has_is_answered_and_told(play: Play) -> None:

@@ -176,7 +176,7 @@ class Peers:
         for peer in sorted(live, key=lambda peer: peer.rtt_s):
             if peer.vector and covers(peer.vector, needs):
                 return peer
-        owners = [self.master_of(slot) for slot in slots if slot != self._config.slot]
+        owners = [self.master_of(slot) for slot in slots]
         known = [peer for peer in owners if peer is not None and self.is_live(peer)]
         return known[0] if known else None
 
