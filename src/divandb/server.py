@@ -384,9 +384,10 @@ class _Delivery:
     def _spread(self, made: Changes) -> None:
         if made.databases or made.registers:
             self.catalog.refresh(made)
-        if any(kind == registers.SETTING for _, kind, _ in made.registers):
+        settings = [key for _, kind, key in made.registers if kind == registers.SETTING]
+        if settings:
             self.settings.refresh(self.replica.settings())
-            self.authenticator.admins_changed()
+            self.authenticator.settings_changed(settings)
         known = self.catalog.find(users.USERS_DB)
         if made.databases or (known is not None and known.num in made.documents):
             self.authenticator.users_changed()
