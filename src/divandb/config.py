@@ -117,6 +117,10 @@ class Limits:
     """A node that lacks more writes than this copies a peer's file instead of catching up."""
     snapshot_downloads_max: int = 4
     """Nodes that copy this node's file at a time; one more is a 503."""
+    starved_ms_max: int = 1_500
+    """A process behind the clients' port that shows no life, and is not stopped, keeps its place on
+    the port so long: it may only be waiting for a core.
+    """
     join_wait_ms: int = 1_500
     """A node that starts waits so long to hear what others have, before it opens its file."""
 

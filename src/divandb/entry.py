@@ -3,12 +3,16 @@
 Document ids, the parent of each write and with it the new revision, salts, stamps, generations:
 chosen here, before the command is first handed to a master, so that carrying it out twice, or late,
 does what once would have done.
+
+What the session wrote elsewhere travels with the command, and the master waits for it. Here it is
+waited for only where something is chosen by what this node shows: the deleted leaf that a write
+without a revision extends, the attachments that a stub means, an account's salt.
 """
 
 import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 import orjson
@@ -17,8 +21,9 @@ from divandb import attachments, document
 from divandb.attachments import Offload, Received, Upload
 from divandb.auth import passwords, policy, users
 from divandb.auth.policy import UserContext
-from divandb.catalog import Catalog, Known
+from divandb.catalog import NO_DATABASE, Catalog, Known
 from divandb.clock import HybridClock, Rng
+from divandb.cluster.needs import Needs
 from divandb.cluster.sessions import Session
 from divandb.commands import (
     Command,
@@ -105,6 +110,7 @@ class Entry:
         limits: Limits,
         offload: Offload,
         password_settings: Callable[[], passwords.Settings],
+        needs: Needs,
     ) -> None:
         self._submit = submit
         self._catalog = catalog
@@ -114,6 +120,7 @@ class Entry:
         self._limits = limits
         self._offload = offload
         self._passwords = password_settings
+        self._needs = needs
         self._running: set[asyncio.Future[None]] = set()
         self._session = Session()
 
@@ -139,6 +146,14 @@ class Entry:
             return await answer
         finally:
             self._session.took_part(job)
+
+    async def catch_up(self) -> None:
+        """Have here what the session wrote elsewhere, as far as any live node has it."""
+        await self._needs.come(self._session.needs.vector)
+
+    @property
+    def _is_behind(self) -> bool:
+        return not self._needs.are_here(self._session.needs.vector)
 
     # Databases
 
@@ -168,8 +183,14 @@ class Entry:
     def upload(self, content_type: str, *, packed: bool = False) -> Upload:
         """A receiver for one streamed attachment."""
         upload = self._rng.token(16)
+        # Until a document refers to it, it is no part of a session, and waits for nothing of one.
         return Upload(
-            self.execute, self._offload, self._limits, content_type, upload, packed=packed
+            self.within(Session()).execute,
+            self._offload,
+            self._limits,
+            content_type,
+            upload,
+            packed=packed,
         )
 
     async def write(
@@ -181,6 +202,8 @@ class Entry:
         new_edits: bool = True,
     ) -> list[WriteResult]:
         """Write documents; for each its revision, or why it was refused."""
+        if self._is_behind and any(_looks_here(known, prepared) for prepared in documents):
+            await self.catch_up()
         results: list[WriteResult] = [Conflict()] * len(documents)
         places: Sequence[int] = range(len(documents))
         for attempt in range(FIX_TRIES_MAX):
@@ -193,7 +216,12 @@ class Entry:
                     fixed[place] = self._fixed(known, prepared, new_edits, again=attempt > 0)
                 except DivanError as refusal:
                     results[place] = refusal
-            places = await self._carried_out(known, documents, fixed, results)
+            try:
+                places = await self._carried_out(known, documents, fixed, results)
+            except NotFound:
+                if not self._is_behind:
+                    raise
+                known = await self._made_anew(known, ctx)
             if not places:
                 break
         return results
@@ -211,6 +239,11 @@ class Entry:
         writes = list(fixed.values())
         command = WriteDocuments(known.name, known.generation, writes)
         answers = await self.execute(command, _size(writes))
+        if self._is_behind and any(
+            isinstance(result, Conflict) and _is_parent_ours(write, documents[place])
+            for (place, write), result in zip(fixed.items(), answers, strict=True)
+        ):
+            await self.catch_up()
         again = []
         for (place, write), result in zip(fixed.items(), answers, strict=True):
             results[place] = result
@@ -221,6 +254,17 @@ class Entry:
                 again.append(place)
         return again
 
+    async def _made_anew(self, known: Known, ctx: UserContext) -> Known:
+        """The database as the session made it anew elsewhere, for its members; raises ``NotFound``
+        if there is none but the one that is gone.
+        """
+        await self.catch_up()
+        found = self._catalog.get(known.name)
+        if found.generation == known.generation:
+            raise NotFound(NO_DATABASE)
+        policy.check_member(found.security, ctx)
+        return found
+
     def _fixed(
         self, known: Known, prepared: Prepared, new_edits: bool, *, again: bool
     ) -> Edit | Graft:
@@ -229,8 +273,8 @@ class Entry:
         return self._graft(known, prepared)
 
     def _may_choose_again(self, known: Known, prepared: Prepared, write: Edit | Graft) -> bool:
-        """Was the parent our own choice, and would we choose another now?"""
-        if prepared.sent.rev is not None or isinstance(write, Graft):
+        """Did we choose the parent, and would we choose another now?"""
+        if not _is_parent_ours(write, prepared):
             return False
         winner = self._replica.winner(known, prepared.id)
         return winner is None or bool(winner[1] & 1 and winner[0] != write.parent)
@@ -246,7 +290,12 @@ class Entry:
         return prepared
 
     def begin_edit(
-        self, known: Known, prepared: Prepared, edit: Edit, done: Callable[[Any], None]
+        self,
+        known: Known,
+        ctx: UserContext,
+        prepared: Prepared,
+        edit: Edit,
+        done: Callable[[Any], None],
     ) -> None:
         """Hand one ordinary edit to a master: ``done`` gets the revision, or the error.
 
@@ -256,9 +305,8 @@ class Entry:
         def answered(job: Job) -> None:
             self._session.took_part(job)
             result = job.result[0] if isinstance(job.result, list) else job.result
-            open_choice = isinstance(result, Conflict) and not job.doubtful
-            if open_choice and self._may_choose_again(known, prepared, edit):
-                again = asyncio.ensure_future(self._again(known, prepared, done))
+            if self._is_worth_another_try(known, prepared, edit, job, result):
+                again = asyncio.ensure_future(self._again(known, ctx, prepared, done))
                 self._running.add(again)
                 again.add_done_callback(self._running.discard)
             else:
@@ -269,9 +317,20 @@ class Entry:
         job.needs, job.concern = self._session.needs.vector, self._session.concern
         self._submit(job)
 
-    async def _again(self, known: Known, prepared: Prepared, done: Callable[[Any], None]) -> None:
+    def _is_worth_another_try(
+        self, known: Known, prepared: Prepared, edit: Edit, job: Job, result: object
+    ) -> bool:
+        if isinstance(result, NotFound):
+            return self._is_behind
+        if not isinstance(result, Conflict) or job.doubtful or not _is_parent_ours(edit, prepared):
+            return False
+        return self._is_behind or self._may_choose_again(known, prepared, edit)
+
+    async def _again(
+        self, known: Known, ctx: UserContext, prepared: Prepared, done: Callable[[Any], None]
+    ) -> None:
         try:
-            done((await self.write(known, policy.ANONYMOUS, [prepared]))[0])
+            done((await self.write(known, ctx, [prepared]))[0])
         except Exception as fault:
             done(fault)
 
@@ -402,6 +461,7 @@ class Entry:
 
     async def delete_local(self, known: Known, doc_id: str) -> str:
         """Delete a `_local` document; raises ``NotFound`` if there is none."""
+        await self.catch_up()
         if self._replica.local(known, doc_id) is None:
             raise NotFound("missing")
         await self._set(known, registers.LOCAL, doc_id, None)
@@ -451,6 +511,17 @@ def _sure(job: Job) -> Any:
     if job.doubtful and isinstance(job.result, list):
         return [Doubtful(one) if isinstance(one, Conflict) else one for one in job.result]
     return job.result
+
+
+def _looks_here(known: Known, prepared: Prepared) -> bool:
+    """Does what becomes of the document depend on what this node shows of it?"""
+    stubs = any(entry.get("stub") is True for entry in prepared.sent.attachments.values())
+    return stubs or known.name == users.USERS_DB
+
+
+def _is_parent_ours(write: Edit | Graft, prepared: Prepared) -> TypeGuard[Edit]:
+    """Was its parent not named, but chosen here?"""
+    return prepared.sent.rev is None and isinstance(write, Edit)
 
 
 def _size(writes: Sequence[Edit | Graft]) -> int:

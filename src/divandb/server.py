@@ -31,6 +31,7 @@ from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
 from divandb.cluster.fetching import Fetcher, Giver
+from divandb.cluster.needs import Needs
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.share import Share
@@ -281,11 +282,12 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         shelf = Shelf(disk, clock, rng, limits, offload, log)
         stack.push_async_callback(shelf.close)
         await stack.enter_async_context(_background(shelf.tend()))
+        needs = Needs(progress, peers, fetcher.fetch, limits)
         submit, desk, courier = writer.submit, None, None
         if is_master:
             desk = Desk(
                 writer.submit, config.slot, progress, boarded if config.board else None, peers,
-                fetcher.fetch, clock, limits,
+                needs, clock, limits,
             )  # fmt: skip
             submit = desk.submit
         else:
@@ -293,8 +295,9 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             stack.push_async_callback(courier.close)
             submit = courier.submit
         entry = Entry(
-            submit, catalog, replica, hlc, rng, limits, offload, authenticator.password_settings
-        )
+            submit, catalog, replica, hlc, rng, limits, offload, authenticator.password_settings,
+            needs,
+        )  # fmt: skip
         settings.refresh(replica.settings())
 
         standing = Standing(peers, progress, replica.contained, settings, limits)
@@ -329,7 +332,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             give=giver.give,
             carry_out=desk.submit if desk is not None else None,
             condition=lambda: condition(inside),
-            is_ready=lambda: _has_system_databases(catalog),
+            is_ready=_from_then_on(lambda: _has_system_databases(catalog)),
             numbers=lambda: upkeep.status() | {"write_queue_jobs": writer.waiting_jobs},
             want=gatherer.want,
         )
@@ -421,9 +424,10 @@ class _Delivery:
     def _spread(self, made: Changes) -> None:
         if made.databases or made.registers:
             self.catalog.refresh(made)
-        if any(kind == registers.SETTING for _, kind, _ in made.registers):
+        settings = [key for _, kind, key in made.registers if kind == registers.SETTING]
+        if settings:
             self.settings.refresh(self.replica.settings())
-            self.authenticator.admins_changed()
+            self.authenticator.settings_changed(settings)
         known = self.catalog.find(users.USERS_DB)
         if made.databases or (known is not None and known.num in made.documents):
             self.authenticator.users_changed()
@@ -464,6 +468,20 @@ def _has_secret(settings: Settings) -> bool:
 
 def _has_system_databases(catalog: Catalog) -> bool:
     return all(catalog.find(name) is not None for name in SYSTEM_DATABASES)
+
+
+def _from_then_on(condition: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether ``condition`` holds or has ever held when it was asked for: a node that was ready
+    stays ready, also when an admin drops what it had to wait for.
+    """
+    held = False
+
+    def holds() -> bool:
+        nonlocal held
+        held = held or condition()
+        return held
+
+    return holds
 
 
 def _fatal(log: LineLog, broken: threading.Event) -> Any:

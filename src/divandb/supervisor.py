@@ -7,7 +7,7 @@ queue for the next one instead of being refused. Only a child that stays down gi
 
 Clients share one port: each child that serves them has a socket on it, which listens once the child
 does. The parent looks after these listeners (``divandb.pulse``): it shuts that of a child that is
-down or silent, as long as another one is awake. With fewer than two of them it never wakes up.
+down, stopped or stuck, as long as another one is left. With fewer than two it never wakes up.
 
 ``Policy`` decides what to do and when; ``Supervisor`` does it.
 """
@@ -33,7 +33,7 @@ from divandb import datadir, pulse
 from divandb.clock import Clock
 from divandb.datadir import ClusterRecord, NodeRecord
 from divandb.probe import ANSWER_S_MAX, Probe, Question
-from divandb.pulse import BACKLOG_CONNECTIONS_MAX, Pulse, Sockets, Vigil
+from divandb.pulse import BACKLOG_CONNECTIONS_MAX, Pulse, Signs, Sockets, Vigil
 from divandb.telemetry import Log, rfc3339
 
 BOARD = "board"
@@ -93,7 +93,11 @@ class Bounds:
     stop_s_max: float = 10.0
     """For all to end after SIGTERM, before they are killed."""
     silent_s_max: float = 0.25
-    """For a child that serves clients to show no life, before its listener is shut."""
+    """For a child that serves clients to show no life, before its listener is shut if it is stopped
+    or stuck.
+    """
+    starved_s_max: float = 1.5
+    """The same for one that may only be waiting for a core."""
 
 
 class Action(enum.Enum):
@@ -300,7 +304,7 @@ class Supervisor:
         names = [spec.name for spec in plan]
         boards = [spec.name for spec in plan if spec.role == BOARD]
         self._policy = Policy(names, clock, self._bounds, restart, last=boards)
-        self._vigil = Vigil(self._bounds.silent_s_max)
+        self._vigil = Vigil(self._bounds.silent_s_max, self._bounds.starved_s_max)
         self._children: dict[str, _Child] = {}
         self._cluster = ClusterRecord(url="", pid=os.getpid(), nodes=[])
         self._recorded = b""
@@ -427,7 +431,7 @@ class Supervisor:
             self._recorded, self._unrecorded = now, False
 
     def _look(self) -> float | None:
-        """Shut the listeners of silent children; seconds to the next look, None for never.
+        """Shut the listeners of dead children; seconds to the next look, None for never.
 
         One listener alone stays open whatever it does: there is nothing to look for.
         """
@@ -441,12 +445,16 @@ class Supervisor:
                 beats[child.spec.name] = None if is_down else child.sockets.pulse.last_beat
                 self._note(child, is_shut=False)
         now = self._clock.monotonic()
-        silent = self._vigil.look(beats, now)
+        dead = self._vigil.look(beats, now, self._signs_of)
         for child, shared in listeners:
-            if child.spec.name in silent:
+            if child.spec.name in dead:
                 pulse.shut(shared)
                 self._note(child, is_shut=True)
         return self._vigil.wait_s(now)
+
+    def _signs_of(self, name: str) -> Signs:
+        pid = self._children[name].record.pid
+        return pulse.signs_of(pid) if pid is not None else Signs(frozenset(), 0)
 
     def _note(self, child: _Child, *, is_shut: bool) -> None:
         if child.is_shut != is_shut:

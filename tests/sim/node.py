@@ -18,6 +18,7 @@ from divandb.cluster import trust
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
 from divandb.cluster.fetching import Fetcher, Giver
+from divandb.cluster.needs import Needs
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.share import Share
@@ -473,19 +474,20 @@ def _open_peers(node: Node) -> None:
 
 def _open_front(node: Node) -> None:
     config, limits = node.config, node.config.limits
+    needs = Needs(node.progress, node.peers, node.fetcher.fetch, limits)
     desk = None
     submit: Callable[[Job], None]
     if node.is_master:
         desk = Desk(
             node.writer.submit, config.slot, node.progress, node.boarded, node.peers,
-            node.fetcher.fetch, node.clock, limits,
+            needs, node.clock, limits,
         )  # fmt: skip
         submit = desk.submit
     else:
         submit = Courier(node.peers, node.clock, limits).submit
     node.entry = Entry(
         submit, node.catalog, node.replica, node.hlc, node.rng, limits, node._offload,
-        node.authenticator.password_settings,
+        node.authenticator.password_settings, needs,
     )  # fmt: skip
     node.settings.refresh(node.replica.settings())
     node.standing = Standing(

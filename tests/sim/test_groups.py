@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import orjson
 import pytest
 
 from divandb.board.base import Refused
-from divandb.cluster import topics
+from divandb.cluster import peers, topics
 from divandb.store import registers, snapshot
 from tests.sim.client import Answer, Client
 from tests.sim.cluster import Cluster
@@ -304,6 +305,85 @@ def test_a_write_that_is_visible_is_seen_on_every_live_node(play: Play) -> None:
         assert not last.peers.lease_holds()
         assert dict(last.standing.age())["divan-lag"] == "unknown"
         c.heal()
+
+    play(body, masters=2, replicas=2)
+
+
+def test_a_group_that_is_cut_off_may_be_read_and_is_counted(play: Play) -> None:
+    """Its nodes renew each other's leases, and nobody hears of them: a write that they may not have
+    is not called visible. It is not waited for either: nobody knows how long that takes.
+    """
+
+    async def body(c: Cluster) -> None:
+        replica, client = c.group("m2")[1], Client(c)
+        await client.put(replica, "/x", {})
+        await c.settled()
+        c.cut(c.group("m1"), c.group("m2"))
+        c.cut_from_board(*c.group("m1"))
+        await c.passes(5)
+        assert all(node.peers.lease_holds() for node in c.group("m1"))
+        began = c.loop.time()
+        answer = await client.put(replica, "/x/d", {}, divan_concern="visible")
+        assert answer.header("divan-concern") == "board"
+        assert answer.header("divan-visible") == "2/4"
+        assert c.loop.time() - began < 1
+        assert not c.group("m1")[1].leaves("x", "d")
+        # Those who read there are told that they may lack what m2 wrote.
+        found = await client.get(c.group("m1")[1], "/x/d")
+        assert (found.header("divan-silent") or "").startswith("m2=")
+        c.heal()
+        await c.settled()
+        await c.passes(1)
+        answer = await client.put(replica, "/x/e", {}, divan_concern="visible")
+        assert answer.header("divan-concern") == "visible"
+
+    play(body, masters=2)
+
+
+def test_a_node_that_only_another_master_hears_of_is_counted(play: Play) -> None:
+    """It is cut off from the master that is asked, for which its own heartbeats speak no more."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        client, replica = Client(c), c.group("m1")[1]
+        await client.put(m1, "/x", {})
+        await c.settled()
+        c.cut([m1], [replica])
+        c.cut_from_board(replica)
+        replica.peers.fetch = None
+        await c.until(lambda: replica.name in {p.member.name for p in m2.peers.live()})
+        # What m2 says of others unasked does not come any more.
+        m2.peers._known[m1.name].beats = m1.peers._known[m2.name].beats = 1
+        with mock.patch.object(peers, "NAMES_EVERY", 10**9):
+            await c.passes(4)
+            assert not m1.peers.is_known(m1.peers._known[replica.name])
+            answer = await client.put(m1, "/x/d", {}, divan_concern="visible")
+        assert replica.peers.lease_holds()
+        assert answer.header("divan-visible") == "3/4"
+        replica.restart()
+        c.heal()
+
+    play(body, masters=2)
+
+
+def test_nodes_that_are_dead_are_not_counted(play: Play) -> None:
+    """A master alone, or replicas without any master, have nobody who renews their leases."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        client = Client(c)
+        await client.put(m1, "/x", {})
+        await c.settled()
+        for number, dead in enumerate(([m1], c.group("m1")[1:], [*c.group("m1")[1:], m1])):
+            for node in dead:
+                node.crash()
+            await c.passes(5)
+            answer = await client.put(m2, f"/x/d{number}", {}, divan_concern="visible")
+            reached = "visible" if len(dead) < 3 else "board"
+            assert answer.header("divan-concern") == reached, number
+            for node in dead:
+                c.start(node)
+            await c.settled()
 
     play(body, masters=2, replicas=2)
 

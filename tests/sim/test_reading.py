@@ -6,10 +6,18 @@ from typing import Any
 
 import pytest
 
+from divandb.config import Limits
 from tests.sim.client import Client, Follower, Notebook
 from tests.sim.cluster import Cluster
+from tests.sim.node import Node
 
 Play = Callable[..., Any]
+
+
+def _left_behind(c: Cluster, node: Node) -> None:
+    """Neither its board nor its peers bring it anything; it has what it asks for itself."""
+    c.cut_from_board(node)
+    node.peers.fetch = None
 
 
 def test_trace_21_a_cursor_from_a_page_says_no_more_than_the_page_has_shown(play: Play) -> None:
@@ -209,6 +217,89 @@ def test_trace_23_a_session_goes_on_after_its_master_died(play: Play) -> None:
     play(body, masters=2)
 
 
+def test_a_write_does_not_wait_for_what_its_master_has(play: Play) -> None:
+    """The replica that is asked has not what the session wrote; the revision that it names is
+    enough. Nor does it wait for the pieces of an attachment that nothing refers to yet.
+    """
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        replica, client = c.group("m2")[1], Client(c, carries="header")
+        await client.put(m2, "/x", {})
+        await c.settled()
+        _left_behind(c, replica)
+        first = (await client.put(m1, "/x/d", {"v": 1})).json["rev"]
+        await c.until(lambda: m2.leaves("x", "d") == [first])
+        for path, body in (
+            ("/x/d", {"v": 2, "_rev": first}),
+            ("/x/e", {"v": 1}),
+            ("/x/f", {"_attachments": {"a": {"data": "YQ=="}}}),
+        ):
+            began = c.loop.time()
+            assert (await client.put(replica, path, body)).status == 201
+            assert c.loop.time() - began < 0.1
+        began = c.loop.time()
+        many = [{"_id": f"g{number}"} for number in range(5)]
+        assert (await client.post(replica, "/x/_bulk_docs", {"docs": many})).status == 201
+        assert (await client.post(replica, "/x", {})).status == 201
+        assert c.loop.time() - began < 0.1
+        assert replica.leaves("x", "d") == []
+        replica.restart()
+        c.heal()
+
+    play(body, masters=2)
+
+
+def test_a_write_waits_where_its_parent_is_chosen_by_what_is_shown(play: Play) -> None:
+    """A document made again after the session deleted it elsewhere, and a stub of an attachment
+    that it wrote elsewhere: the replica fetches what it lacks, and neither is refused.
+    """
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        replica, client = c.group("m2")[1], Client(c, carries="header")
+        await client.put(m2, "/x", {})
+        first = (await client.put(m2, "/x/d", {"v": 1})).json["rev"]
+        await c.settled()
+        _left_behind(c, replica)
+        gone = (await client.delete(m1, f"/x/d?rev={first}")).json["rev"]
+        await c.until(lambda: m2.leaves("x", "d") == [gone])
+        again = await client.put(replica, "/x/d", {"v": 2})
+        assert (again.status, again.json["rev"][:2]) == (201, "3-")
+        body = {"_attachments": {"a": {"data": "YQ=="}}}
+        first = (await client.put(m1, "/x/e", body)).json["rev"]
+        await c.until(lambda: m2.leaves("x", "e") == [first])
+        assert replica.leaves("x", "e") == []
+        body = {"_rev": first, "_attachments": {"a": {"stub": True}}}
+        assert (await client.put(replica, "/x/e", body)).status == 201
+        replica.restart()
+        c.heal()
+
+    play(body, masters=2)
+
+
+def test_a_write_into_a_database_that_its_session_made_anew_elsewhere(play: Play) -> None:
+    """The replica knows another one of that name, and learns better: nothing goes into that."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = c.masters
+        replica, client = c.group("m2")[1], Client(c, carries="header")
+        await client.put(m2, "/x", {})
+        await c.settled()
+        _left_behind(c, replica)
+        assert (await client.delete(m1, "/x")).status == 200
+        assert (await client.put(m1, "/x", {})).status == 201
+        await c.until(lambda: m2.ledger.register["x"].generation == 2)
+        assert replica.ledger.register["x"].generation == 1
+        assert (await client.put(replica, "/x/d", {"v": 1})).status == 201
+        assert (await client.delete(m1, "/x")).status == 200
+        assert (await client.put(replica, "/x/e", {"v": 1})).status == 404
+        replica.restart()
+        c.heal()
+
+    play(body, masters=2)
+
+
 def test_trace_24_cookies_of_two_slots_do_not_overwrite_each_other(play: Play) -> None:
     """Two writes at once, through two masters; then a read where neither has arrived."""
 
@@ -285,9 +376,7 @@ def test_a_view_that_is_too_old_is_not_shown_to_who_asks_for_a_young_one(play: P
         client = Client(c)
         await client.put(m1, "/x", {})
         await c.settled()
-        c.cut_from_board(replica)
-        replica.peers.fetch = None  # neither its board nor its peers bring it anything
-        replica.fetcher._sources = list  # type: ignore[method-assign]
+        _left_behind(c, replica)
         await client.put(m1, "/x/d", {"v": 1})
         await c.passes(4)
         assert (await client.get(replica, "/x/d")).status == 404
@@ -316,6 +405,24 @@ def test_a_session_reads_its_writes_wherever_it_goes(play: Play) -> None:
         assert all(book.reads == 40 for book in books)
 
     play(body, masters=2, replicas=2)
+
+
+def test_who_is_behind_asks_its_own_master_before_that_has_told_what_it_has(play: Play) -> None:
+    """Heartbeats may be late; that the slot's master has what was written through it is certain."""
+
+    async def body(c: Cluster) -> None:
+        m1 = c.masters[0]
+        replica, client = c.group("m1")[1], Client(c, carries="header")
+        await client.put(m1, "/x", {})
+        await c.settled()
+        _left_behind(c, replica)
+        for number in range(5):
+            assert (await client.put(m1, f"/x/d{number}", {})).status == 201
+            assert (await client.get(replica, f"/x/d{number}")).status == 200
+        replica.restart()
+        c.heal()
+
+    play(body, masters=2, limits=Limits(heartbeat_ms=1_500))
 
 
 def test_a_session_whose_writes_nobody_has_is_answered_and_told(play: Play) -> None:

@@ -29,6 +29,7 @@ from divandb.telemetry import LineLog
 BOUNDS = Bounds(restart_s_min=0.05, restart_s_max=0.2, ready_s_max=2.0, stop_s_max=0.5)
 DATA = Path(sys.argv[2])
 BLOCKED_S = 0.8
+SPUN_S = 0.9
 
 
 def reader(word: str) -> ChildSpec:
@@ -70,6 +71,10 @@ class Connection(asyncio.Protocol):
             os._exit(7)
         if data.startswith(b"GET /block"):
             time.sleep(BLOCKED_S)
+        if data.startswith(b"GET /spin"):
+            until = time.monotonic() + SPUN_S
+            while time.monotonic() < until:
+                pass
         status = b"401 Unauthorized" if self._spec.role == "board" else b"200 OK"
         head = b"HTTP/1.1 %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
         self._transport.write(head % (status, len(self._body)) + self._body)

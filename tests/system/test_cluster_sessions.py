@@ -187,6 +187,19 @@ def test_a_reader_with_the_header_never_goes_back_in_time(cluster: Cluster, db: 
     both(write, reading)
 
 
+def test_a_document_that_was_deleted_is_made_again_over_the_same_connection(
+    cluster: Cluster, db: str
+) -> None:
+    """The replica may not have the deletion yet, which the new revision is to extend."""
+    with wires(cluster, "m1-r1") as found:
+        wire, path = found["m1-r1"], f"/{db}/d"
+        made = wire.ask("PUT", path, {})
+        for _ in range(PARALLEL_ROUNDS):
+            assert wire.ask("DELETE", f"{path}?rev={made.json['rev']}").status == 200
+            made = wire.ask("PUT", path, {})
+            assert made.status == 201, made.json
+
+
 def test_an_unreadable_token_is_refused(cluster: Cluster, db: str) -> None:
     status, answer = cluster.request("GET", f"/{db}", headers={"divan-session": "!"}, node="m1")
     assert (status, answer["error"]) == (400, "bad_request")

@@ -326,6 +326,15 @@ def test_a_blocked_loop_is_as_good_as_stopped(tmp_path: Path) -> None:
         assert set(shares(running.cluster().url)) == {"r1", "r2", "r3"}
 
 
+def test_who_is_only_short_of_a_core_keeps_its_callers(tmp_path: Path) -> None:
+    """A loop that turns late, since there is much to do, is not a dead one."""
+    with supervised("good", tmp_path, "readers") as running:
+        running.ready()
+        assert ask(running.url("r1"), path="/spin")["name"] == "r1"
+        assert "listener shut" not in running.said()
+        assert set(shares(running.cluster().url)) == {"r1", "r2", "r3"}
+
+
 def test_who_waits_in_a_stopped_queue_is_reset_and_not_left_hanging(tmp_path: Path) -> None:
     with supervised("good", tmp_path, "readers") as running:
         running.ready()

@@ -69,6 +69,12 @@ def test_requests_wait_while_the_node_is_started_again(own: Running) -> None:
     assert own.request("GET", "/_up")[0] == 200
 
 
+def test_a_node_whose_users_were_dropped_is_still_up(own: Running) -> None:
+    """Who asks `_up` to know whether to send clients must not take every node out for that."""
+    assert own.request("DELETE", "/_users")[0] == 200
+    assert own.request("GET", "/_up")[0] == 200
+
+
 def test_the_node_answers_on_its_own_url_too(own: Running) -> None:
     node = own.cluster["nodes"][0]
     own.port = int(node["url"].rpartition(":")[2])

@@ -17,7 +17,7 @@ from divandb.cluster.blobs import LOOK_S_MAX, LOOK_S_MIN, PEERS_MAX, Gatherer, s
 from divandb.config import REPLICA, Member
 from divandb.event import CHUNK_BYTES, Chunk
 from divandb.link import LinkBroken, Reply
-from divandb.store import arrivals, blobs, outbox
+from divandb.store import arrivals, blobs, documents, outbox
 from tests.sim.world import SimClock, SimLoop
 from tests.stores import SeededRng, Store, edit
 
@@ -372,17 +372,62 @@ def test_bytes_that_are_not_what_their_name_says_are_dropped(world: World) -> No
     assert world.node.ledger.alarms.damaged_blobs == 1
 
 
+@pytest.mark.parametrize("length", [0, 1, len(DATA) - 1, len(DATA) + 1, 2**40])
+def test_a_copy_of_another_length_than_the_document_says_is_not_taken(
+    world: World, length: int
+) -> None:
+    """Not one byte of it: what is asked of a peer is bounded before it is asked."""
+    world.write(DATA)
+    world.take_documents()
+
+    def another_length(name: bytes, index: int) -> bytes | None:
+        return events.of_chunk(Chunk(name, index, length, bytes(min(length, CHUNK_BYTES))))
+
+    lie(world, another_length)
+    world.play(lambda: world.until(lambda: world.holds(DATA)))
+    assert world.peers[0].chunks_asked() == [0]
+    assert world.node.ledger.alarms.damaged_blobs == 0
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_a_chunk_that_is_longer_or_shorter_is_not_taken(world: World, extra: int) -> None:
+    world.write(DATA)
+    world.take_documents()
+
+    def another_chunk(name: bytes, index: int) -> bytes | None:
+        return events.of_chunk(Chunk(name, index, len(DATA), bytes(CHUNK_BYTES + extra)))
+
+    lie(world, another_chunk)
+    world.play(lambda: world.until(lambda: world.holds(DATA)))
+    assert world.peers[0].chunks_asked() == [0]
+
+
 def test_a_copy_that_changes_its_length_is_left(world: World) -> None:
     world.write(DATA)
     world.take_documents()
 
     def another_length(name: bytes, index: int) -> bytes | None:
-        data = bytes(CHUNK_BYTES)
-        return events.of_chunk(Chunk(name, index, (100 + index) * CHUNK_BYTES, data))
+        good = blobs.chunk(world.source.reader, name, index)
+        assert good is not None
+        return events.of_chunk(Chunk(name, index, len(DATA) + index * CHUNK_BYTES, good.data))
 
     lie(world, another_length)
     world.play(lambda: world.until(lambda: world.holds(DATA)))
     assert world.peers[0].chunks_asked() == [0, 1]
+
+
+def test_what_no_revision_needs_any_more_is_not_fetched(world: World) -> None:
+    world.write(DATA)
+    world.take_documents()
+
+    async def body() -> None:
+        world.gatherer.want([sha256(b"nobody's").digest()])
+        await asyncio.sleep(LOOK_S_MIN)
+
+    assert documents.blob_lengths(world.node.reader, HASH, 10) == {len(DATA)}
+    world.write(b"nobody's", name="b")
+    world.play(body)
+    assert not world.holds(b"nobody's")
 
 
 def test_nobody_slips_in_a_write(world: World) -> None:

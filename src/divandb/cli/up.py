@@ -116,9 +116,11 @@ def up(
         return
     if several or board_host or out or tls:
         raise click.UsageError("--hosts, --board-host, --out and --tls need --print-config.")
-    clock, bounds = SystemClock(), Bounds(stop_s_max=stop_timeout)
+    clock = SystemClock()
     os.umask(0o077)  # what the database writes is for its owner only
     with _one_line_errors():
+        limits = limits_from(os.environ)
+        bounds = Bounds(stop_s_max=stop_timeout, starved_s_max=limits.starved_ms_max / 1000)
         datadir.make(data)
         with datadir.locked(data, clock, orphan_s_max=bounds.stop_s_max):
             known = admin or datadir.make_admin(data, SystemRng())
@@ -126,9 +128,7 @@ def up(
             secret = datadir.make_secret(data, SystemRng())
             if needs_board(nodes):
                 streams.warm()
-            whole = Layout(
-                data, known, limits_from(os.environ), secret, founding=is_new(data, nodes)
-            )
+            whole = Layout(data, known, limits, secret, founding=is_new(data, nodes))
             supervisor = Supervisor(
                 data,
                 host,

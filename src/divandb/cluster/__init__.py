@@ -5,7 +5,9 @@ sessions     session tokens: where a client's writes are
 progress     what this node contains, who waits for it, and how old its view is
 messages     what nodes say to each other, as bytes
 peers        heartbeats: who is there, what they contain; what is missing here
+needs        what a session wrote elsewhere: waited for, fetched
 courier      writes on their way to a master
+desk         what a master waits for before a write, and after
 fetching     catch-up from a peer
 snapshots    copying a peer's file
 blobs        attachments whose bytes are not here, fetched

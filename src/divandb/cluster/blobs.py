@@ -3,7 +3,8 @@
 A document is applied whether its attachments' bytes are here or not. Nearly always they are: they
 go ahead of it. When they are not, because a board or a peer had lost them, they are looked for here
 and fetched from whoever has them, chunk by chunk, one attachment at a time. What is interrupted
-goes on from the chunks that have come; the last one makes the whole, if its SHA-256 is right.
+goes on from the chunks that have come; the last one makes the whole, if its SHA-256 is right. No
+more is taken of anybody than the document says that the attachment has.
 
     GET /_divan/blob/HEX/CHUNK      one chunk, as a Write Event; 404 if it is not there
 """
@@ -20,7 +21,7 @@ from divandb.cluster import messages
 from divandb.cluster.peers import Peer, Peers
 from divandb.event import CHUNK_BYTES, Chunk, Unreadable
 from divandb.link import LinkBroken
-from divandb.store import arrivals, blobs, file
+from divandb.store import arrivals, blobs, documents, file
 from divandb.store.file import Disk
 from divandb.store.ledger import Ledger
 from divandb.telemetry import Log, Trouble
@@ -37,6 +38,8 @@ WANTED_MAX = 256
 """Attachments that reads wait for; of more, the oldest wish is forgotten."""
 PEERS_MAX = 16
 """Nodes that are asked for one attachment, one after the other."""
+USES_MAX = 16
+"""Revisions that are asked how long one attachment is."""
 ANSWER_BYTES_MAX = CHUNK_BYTES + 4096
 CACHE_BYTES = 2 * 2**20
 
@@ -169,9 +172,12 @@ class Gatherer:
         return False
 
     async def _fetched(self, name: bytes) -> bool:
+        lengths: set[int] = await self._execute(
+            lambda ledger: documents.blob_lengths(ledger.connection, name, USES_MAX), 0
+        )
         for peer in self._peers.live()[:PEERS_MAX]:
             try:
-                if await self._from(peer, name):
+                if await self._from(peer, name, lengths):
                     self.fetched += 1
                     return True
             except (LinkBroken, Unreadable) as fault:
@@ -182,7 +188,7 @@ class Gatherer:
         found = await self._execute(lambda ledger: blobs.find(ledger.connection, name), 0)
         return found is not None
 
-    async def _from(self, peer: Peer, name: bytes) -> bool:
+    async def _from(self, peer: Peer, name: bytes, lengths: set[int]) -> bool:
         """Take from this peer what has not come yet; is it all here then? Raises ``LinkBroken``,
         and ``Unreadable`` for an answer that is not what was asked for.
         """
@@ -190,6 +196,8 @@ class Gatherer:
         if first is None:
             return False
         data, length = first
+        if length not in lengths:
+            raise Unreadable(f"{length} bytes of an attachment that has {sorted(lengths)}")
         copies = await self._execute(lambda ledger: blobs.copies(ledger.connection, name), 0)
         held: set[int] = copies.get(length, set())
         for index in range(max(-(-length // CHUNK_BYTES), 1)):
@@ -227,4 +235,6 @@ def _checked(data: bytes, name: bytes, index: int) -> Chunk:
         raise Unreadable("not the event of a chunk")
     if (chunk.blob, chunk.index) != (name, index):
         raise Unreadable("another chunk than was asked for")
+    if len(chunk.data) != min(CHUNK_BYTES, chunk.length - index * CHUNK_BYTES):
+        raise Unreadable("a chunk that is not as long as it has to be")
     return chunk

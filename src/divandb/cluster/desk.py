@@ -7,12 +7,13 @@ the board is away (trace 15).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
 from divandb.clock import Clock
-from divandb.cluster.peers import Peer, Peers
+from divandb.cluster.needs import Needs
+from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
 from divandb.commands import Concern, Confirm, Job, SetRegister, WriteDocuments
 from divandb.config import Limits
@@ -33,7 +34,7 @@ class Desk:
         progress: Progress,
         boarded: Reach | None,
         peers: Peers,
-        fetch: Callable[[Peer], Awaitable[object]],
+        needs: Needs,
         clock: Clock,
         limits: Limits,
     ) -> None:
@@ -45,7 +46,7 @@ class Desk:
         self._progress = progress
         self._boarded = boarded
         self._peers = peers
-        self._fetch = fetch
+        self._needs = needs
         self._clock = clock
         self._limits = limits
         self._waiting: set[asyncio.Task[None]] = set()
@@ -75,18 +76,7 @@ class Desk:
         job.done(job)
 
     async def _await_session(self, job: Job) -> None:
-        wait_s = self._limits.session_wait_ms / 1000
-        if self._progress.contains(job.needs):
-            return
-        holder = self._peers.having(job.needs)
-        if holder is None:
-            # It may be on the board already, though its master is gone.
-            wait_s /= 2
-        if await self._progress.reach(job.needs, wait_s):
-            return
-        if holder is not None:
-            await self._fetch(holder)
-        if not self._progress.contains(job.needs) and isinstance(job.command, WriteDocuments):
+        if not await self._needs.come(job.needs) and isinstance(job.command, WriteDocuments):
             job.command = msgspec.structs.replace(job.command, orphans=True)
 
     async def _carry_out(self, job: Job) -> None:

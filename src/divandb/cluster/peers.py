@@ -180,7 +180,7 @@ class Peers:
         for peer in sorted(live, key=lambda peer: peer.rtt_s):
             if peer.vector and covers(peer.vector, needs):
                 return peer
-        owners = [self.master_of(slot) for slot in slots if slot != self._config.slot]
+        owners = [self.master_of(slot) for slot in slots]
         known = [peer for peer in owners if peer is not None and self.is_live(peer)]
         return known[0] if known else None
 
@@ -238,11 +238,12 @@ class Peers:
         own = self.master_of(self._config.slot)
         return [own] if own is not None and self.is_live(own) else masters
 
-    async def _beat(self, peer: Peer) -> None:
+    async def _beat(self, peer: Peer, *, names_all: bool = False) -> None:
         sent = self._clock.monotonic()
         peer.beats += 1
         try:
-            saying = messages.encode(self.said(names_all=peer.beats % NAMES_EVERY == 0))
+            names_all = names_all or peer.beats % NAMES_EVERY == 0
+            saying = messages.encode(self.said(names_all=names_all))
             reply = await peer.link.ask(
                 "POST", HEARTBEAT, saying,
                 wait_s=0.0, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
@@ -335,14 +336,35 @@ class Peers:
 
     async def visible(self, written: Vector, within_s: float) -> tuple[int, int]:
         """(on how many other nodes it has been applied, of how many that clients may be reading)"""
-        found = await asyncio.gather(
-            *(self._shows(peer, written, within_s) for peer in self.all() if self.is_known(peer))
-        )
-        counted = [shows for shows in found if shows is not None]
-        return sum(counted), len(counted)
+        shows: dict[str, bool] = {}
+        while fresh := [p for p in self.all() if self.is_known(p) and p.member.name not in shows]:
+            found = await asyncio.gather(*(self._shows(peer, written, within_s) for peer in fresh))
+            shows |= {peer.member.name: said for peer, said in zip(fresh, found, strict=True)}
+            if not all(self.is_known(peer) for peer in self.all()):
+                await self._ask_around()
+        shown = {name for name, said in shows.items() if said}
+        hidden = [p for p in self.all() if p.member.name not in shown and self._may_serve(p)]
+        return len(shown), len(shown) + len(hidden)
 
-    async def _shows(self, peer: Peer, written: Vector, within_s: float) -> bool | None:
-        """Has it been applied there? ``None``: the node's lease has run out meanwhile."""
+    async def _ask_around(self) -> None:
+        """Hear from the masters that live whom they have heard of: they seldom say so unasked."""
+        beats = [asyncio.ensure_future(self._beat(peer, names_all=True)) for peer in self.masters()]
+        if beats:
+            _, late = await asyncio.wait(beats, timeout=self._config.limits.lease_ms / 1000)
+            for beat in late:
+                beat.cancel()
+
+    def _may_serve(self, peer: Peer) -> bool:
+        """May its lease be running? Unheard of, it may be cut off together with others: masters
+        renew each other's leases and their replicas', and these their master's.
+        """
+        if self.is_known(peer):
+            return True
+        apart = [other for other in self.all() if other is not peer and not self.is_known(other)]
+        return any(MASTER in (peer.member.role, other.member.role) for other in apart)
+
+    async def _shows(self, peer: Peer, written: Vector, within_s: float) -> bool:
+        """Is it seen to have been applied there, before the node's lease has run out?"""
         until = self._clock.monotonic() + within_s
         while self.is_known(peer) and (left_s := until - self._clock.monotonic()) > 0:
             if self.is_live(peer) and await self._says_reached(peer, written, left_s):
@@ -350,7 +372,7 @@ class Peers:
             # It refuses, or is silent: clients may still read there until its lease has run out,
             # or it may come back.
             await asyncio.sleep(LEASE_LOOK_S)
-        return False if self.is_known(peer) else None
+        return False
 
     async def _says_reached(self, peer: Peer, written: Vector, within_s: float) -> bool:
         """Ask it, for as long as it lives."""

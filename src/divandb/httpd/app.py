@@ -5,6 +5,7 @@ What the fast lane can answer never comes here.
 """
 
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -98,7 +99,7 @@ class App:
         scope["divan.services"] = self._services
         scope["divan.user"] = user
         scope["divan.session"] = answering.session = session
-        better = await self._better(session, headers, answering)
+        better = await self._better(scope, session, headers, answering)
         if better is not None:
             response = await self._services.forwarder.send(
                 Request(scope, receive), scope["path"], better
@@ -128,7 +129,7 @@ class App:
         await self._router(scope, receive, answering.send)
 
     async def _better(
-        self, session: Session, headers: Headers, answering: "_Answering"
+        self, scope: Scope, session: Session, headers: Headers, answering: "_Answering"
     ) -> Peer | None:
         """Whoever should answer instead of this node; ``None``: it does."""
         services = self._services
@@ -136,7 +137,7 @@ class App:
             return None
         is_passed_on = FORWARDED in headers
         needs = session.needs.vector
-        if needs and not services.progress.contains(needs):
+        if not services.progress.contains(needs) and not self._is_write_of_documents(scope):
             slots = sorted(set(session.needs.slots.values()))
             holder = services.peers.having(needs, slots) if not is_passed_on else None
             wait_s = services.limits.session_wait_ms / 1000
@@ -151,6 +152,18 @@ class App:
         if not is_passed_on and not services.standing.is_young(headers):
             return next((p for p in services.peers.writers() if services.peers.is_live(p)), None)
         return None
+
+    def _is_write_of_documents(self, scope: Scope) -> bool:
+        """Its entry waits for what is needed here, which is mostly nothing, its master for the
+        rest.
+        """
+        _, database, *below = scope["path"].split("/")
+        is_one = scope["method"] == "PUT" and len(below) == 1 and below[0][:1] != "_"
+        is_new = scope["method"] == "POST" and below in ([], ["_bulk_docs"])
+        if not (is_one or is_new):
+            return False
+        known = self._services.catalog.find(unquote(database))
+        return known is not None and policy.is_member(known.security, scope["divan.user"])
 
     async def _refuse(
         self, refusal: DivanError, scope: Scope, receive: Receive, answering: "_Answering"

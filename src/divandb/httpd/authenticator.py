@@ -8,6 +8,7 @@ checked.
 import asyncio
 import hashlib
 import hmac
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -23,6 +24,8 @@ from divandb.replica import DELETED, Replica
 from divandb.settings import ADMINS, Settings
 
 ACCOUNTS_MAX = 4096
+LOGIN_SECTIONS = frozenset({ADMINS, "chttpd_auth"})
+"""Settings that say who may log in, and how."""
 _SAME_SITE: dict[str, Literal["", "None", "Lax", "Strict"]] = {
     "none": "None", "lax": "Lax", "strict": "Strict",
 }  # fmt: skip
@@ -60,8 +63,12 @@ class Authenticator:
         """A commit changed `_users`: accounts are looked at again before they are believed."""
         self._version += 1
 
-    def admins_changed(self) -> None:
-        """A commit changed settings: nothing that was remembered is believed."""
+    def settings_changed(self, keys: Iterable[str]) -> None:
+        """A commit changed these settings, ``section/key``: if logins depend on one of them,
+        nothing that was remembered is believed.
+        """
+        if LOGIN_SECTIONS.isdisjoint(key.partition("/")[0] for key in keys):
+            return
         self._version += 1
         self._held.clear()
         self._verified.clear()

@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from divandb import document
 from divandb.auth import policy
+from divandb.auth.policy import UserContext
 from divandb.catalog import Known
 from divandb.cluster.sessions import NOTHING, Session, Token
 from divandb.commands import Edit
@@ -67,7 +68,7 @@ class Lane:
         target = self._target(url, headers, address)
         if target is None:
             return None
-        known, doc_id, asked = target
+        known, _, doc_id, asked = target
         if b"content-length" in asked:
             return None
         winner = self._winner(known, doc_id)
@@ -119,7 +120,7 @@ class Lane:
             target = self._target(url, headers, address)
             if target is None:
                 return False
-            known, doc_id, _ = target
+            known, user, doc_id, _ = target
             prepared = self._prepared(doc_id, body)
             if prepared is None:
                 return False
@@ -133,7 +134,7 @@ class Lane:
                 status, headers, body = _written(known, edit, result)
                 done(status, headers + self._said(scope, session), body)
 
-            entry.begin_edit(known, prepared, edit, finish)
+            entry.begin_edit(known, user, prepared, edit, finish)
             return True
         except DivanError:
             # The normal way meets the same error, and knows how to say it.
@@ -158,8 +159,10 @@ class Lane:
 
     def _target(
         self, url: bytes, headers: Headers, address: str
-    ) -> tuple[Known, str, dict[bytes, bytes]] | None:
-        """The database and document that a plain path names, if this user may have it."""
+    ) -> tuple[Known, UserContext, str, dict[bytes, bytes]] | None:
+        """The database that a plain path names, the user if they may have it, the document and the
+        headers.
+        """
         parts = url.split(b"/")
         if (
             len(parts) != 3
@@ -187,7 +190,7 @@ class Lane:
             return None
         if known is None or not policy.is_member(known.security, user):
             return None
-        return known, doc_id, asked
+        return known, user, doc_id, asked
 
     def _head(self, status: int, common: Headers) -> bytes:
         """The status line with the headers that all answers carry; made anew when those change."""

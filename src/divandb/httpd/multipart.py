@@ -235,7 +235,7 @@ class MultipartParser:
     def _headers(self, buffer: bytes, position: int, events: list[Event]) -> int | None:
         stop = position + self._header_bytes_max + 3
         end = _HEADERS_END.search(buffer, max(position, self._scanned_bytes), stop)
-        size = (end.start() if end else len(buffer)) - position
+        size = (end.start() if end else _headers_so_far(buffer)) - position
         if size > self._header_bytes_max:
             raise TooLarge(f"multipart headers are larger than {self._header_bytes_max} bytes")
         if end is None:
@@ -265,6 +265,11 @@ class MultipartParser:
                 return candidate
             candidate = buffer.find(b"\r", candidate + 1)
         return len(buffer)
+
+
+def _headers_so_far(buffer: bytes) -> int:
+    """Where the headers in ``buffer`` end if the empty line behind them has begun."""
+    return next((len(buffer) - len(t) for t in (b"\n\r", b"\n") if buffer.endswith(t)), len(buffer))
 
 
 def _parsed_headers(block: bytes) -> dict[str, str]:

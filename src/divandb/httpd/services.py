@@ -55,7 +55,7 @@ class Services:
     condition: Callable[[], dict[str, object]]
     """What `divandb status` shows of this node."""
     is_ready: Callable[[], bool]
-    """Is everything here that a cluster has from the beginning?"""
+    """Is everything here, or was it, that a cluster has from the beginning?"""
     numbers: Callable[[], dict[str, float]]
     """The process's numbers by name, with the unit in the name."""
     want: Callable[[Iterable[bytes]], None] = lambda names: None

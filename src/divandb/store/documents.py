@@ -51,6 +51,9 @@ RETURNING length(body)
 """
 
 
+_USES = "SELECT db, id, rev FROM blob_use WHERE blob = ? LIMIT ?"
+
+
 class Row(msgspec.Struct):
     """A document as its row has it; ``place`` is 0 while there is none."""
 
@@ -410,6 +413,21 @@ def use_blobs(ledger: Ledger, num: int, doc_id: str, leaf: Leaf) -> None:
     )
     for att in leaf.attachments:
         ledger.unmet_blobs += blobs.find(ledger.connection, att.blob) is None
+
+
+def blob_lengths(connection: Connection, name: bytes, uses_max: int) -> set[int]:
+    """How many bytes a blob has by the revisions that refer to it, of which so many are asked: one
+    length, unless one of them is wrong; none if nothing refers to it.
+    """
+    rows: Any = connection.execute(_USES, (name, uses_max)).fetchall()
+    found: set[int] = set()
+    for num, doc_id, rev in rows:
+        row = read_row(connection, num, doc_id)
+        leaves = [leaf.attachments for leaf in row.document.leaves if leaf.rev == rev]
+        old = None if leaves else read_revision(connection, num, row, rev)
+        for attachments in leaves or ([old.attachments] if old is not None else []):
+            found |= {att.encoded_length for att in attachments if att.blob == name}
+    return found
 
 
 def release_blobs(ledger: Ledger, num: int, doc_id: str, rev: str, document: Document) -> None:
