@@ -130,6 +130,22 @@ def _job(command: Callable[[Ledger], object]) -> Any:
     return Job(command, 0, lambda job: None)
 
 
+def test_the_mark_of_a_beginning_covers_nothing_that_comes_behind_it(node: Store) -> None:
+    """A database is made by the event of its first document: that is still to be shown."""
+    take(node, document_event("d", 1))
+    ((seq, packed),) = node.rows("SELECT seq, vector FROM mark ORDER BY seq LIMIT 1")
+    assert (seq, msgspec.msgpack.decode(packed)) == (0, {})
+    assert node.ledger.vector == {ORIGIN: 1}
+
+
+def test_marks_are_stored_where_they_are_due_within_one_batch(node: Store) -> None:
+    take(node, *(document_event(f"d{n}", n) for n in range(1, 251)))
+    found = node.rows("SELECT seq, vector FROM mark ORDER BY seq")
+    assert [(seq, msgspec.msgpack.decode(packed)) for seq, packed in found] == [
+        (0, {}), (100, {ORIGIN: 100}), (200, {ORIGIN: 200}),
+    ]  # fmt: skip
+
+
 def test_a_creation_is_not_forgotten_when_it_is_undone(node: Store) -> None:
     take(node, document_event("d", 2))
 

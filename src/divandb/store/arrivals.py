@@ -169,15 +169,17 @@ class _Batch:
 
     def apply(self) -> None:
         """Apply what was added, and move the vector by what that completes."""
-        cover = self._ledger.cover
         for event, payload in self._opened:
-            # First, so that a mark that is due can be stored at the change itself.
-            if event.mark > event.after:
-                cover(event.origin, event.slot, event.after, event.mark)
             if isinstance(payload, DocumentState):
-                self._take_document(event, payload)
+                # Between the two: the mark with which a database begins must not cover the event,
+                # and one that is due can be stored at the change itself.
+                database = self._database(event)
+                self._cover(event)
+                if database is not None:
+                    self._take_document(database, event, payload)
             else:
                 self._take_other(event, payload)
+                self._cover(event)
             if event.stamp > self._stamp_max:
                 self._note_drift(event.stamp)
         self._flush()
@@ -195,10 +197,11 @@ class _Batch:
         drift_ms = stamp_ms(stamp) - self._now_ms
         alarms.hlc_drift_ms_max = max(alarms.hlc_drift_ms_max, drift_ms)
 
-    def _take_document(self, event: Event, arrived: DocumentState) -> None:
-        database = self._database(event)
-        if database is None:
-            return
+    def _cover(self, event: Event) -> None:
+        if event.mark > event.after:
+            self._ledger.cover(event.origin, event.slot, event.after, event.mark)
+
+    def _take_document(self, database: Database, event: Event, arrived: DocumentState) -> None:
         shelf = self._shelves.get(database.num)
         if shelf is None:
             ids = self._doc_ids[event.database, event.generation]
