@@ -102,6 +102,8 @@ class Limits:
     """The longest wait for write concern ``board`` or ``visible``, and for a `_local` write."""
     forward_wait_ms_max: int = 30_000
     """A forwarded request without an answer is given up after this time."""
+    forward_silence_ms: int = 250
+    """A master that answers nothing for so long is passed over, as long as another one lives."""
     forward_requests_max: int = 2
     """Requests with forwarded writes that are under way to one master; more writes share them."""
     catch_ups_max: int = 16

@@ -118,6 +118,53 @@ def test_trace_4_a_put_that_was_sent_to_a_stopped_master_undoes_no_deletion(play
     play(body, masters=2)
 
 
+def test_a_master_that_falls_silent_keeps_nobody_waiting(play: Play) -> None:
+    """One stopped in the middle of a stream of writes: the longest wait is well below its lease,
+    and when it goes on it is asked again.
+    """
+
+    async def body(c: Cluster) -> None:
+        m1, _ = c.masters
+        replica, client = c.group("m1")[1], Client(c)
+        await client.put(replica, "/x", {})
+        await c.settled()
+        longest_s = 0.0
+        for number in range(40):
+            if number == 10:
+                m1.stop()
+            began = c.loop.time()
+            written = await client.put(replica, f"/x/d{number}", {})
+            longest_s = max(longest_s, c.loop.time() - began)
+            assert written.status == 201
+            await asyncio.sleep(0.02)
+        assert longest_s < 0.75
+        m1.go_on()
+        await c.settled()
+        await client.put(replica, "/x/last", {})
+        assert m1.ledger.origin in m1.row("x", "last").document.context
+        assert all(len(n.leaves("x", f"d{k}")) == 1 for n in c.nodes for k in range(40))
+
+    play(body, masters=2)
+
+
+def test_the_only_master_is_waited_for(play: Play) -> None:
+    """Nobody else could take the write."""
+
+    async def body(c: Cluster) -> None:
+        m1, replica = c.masters[0], c.group("m1")[1]
+        client = Client(c)
+        await client.put(replica, "/x", {})
+        m1.stop()
+        writing = asyncio.ensure_future(client.put(replica, "/x/d", {}))
+        await asyncio.sleep(1)
+        m1.go_on()
+        assert (await writing).status == 201
+        await c.settled()
+        assert all(len(n.leaves("x", "d")) == 1 for n in c.nodes)
+
+    play(body, masters=1)
+
+
 def test_trace_5_what_is_sent_twice_is_done_once(play: Play) -> None:
     """Every request reaches its node twice, and the master that was asked first wakes only when
     another has carried everything out: ids, salts and stamps were chosen where it came in.

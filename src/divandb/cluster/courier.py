@@ -1,12 +1,14 @@
 """Writes on their way from a replica to a master.
 
 What comes in while requests are under way shares the next one. A master that cannot be reached is
-passed over at once, for that of the slot the closest live one stands in; an attempt that may have
-been carried out is repeated as a repeat (Rule 5), so that it does what once would have done.
+passed over at once, one that is silent soon: when a request takes long it is asked whether it is
+there. The closest live one stands in until the slot's own is heard of again. An attempt that may
+have been carried out is repeated as a repeat (Rule 5), so that it does what once would have done.
 """
 
 import asyncio
 from collections import deque
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,11 +24,21 @@ from divandb.link import LinkBroken, Reply
 COMMANDS = f"{messages.PREFIX}/commands"
 ORDERS_MAX = 256
 BATCH_BYTES_MAX = 4 * 2**20
-LOOK_S = 0.25
+LOOK_S = 0.05
+LONG_S = 0.1
+"""A request that takes longer makes its master suspect: it is sent a heartbeat."""
 RETRY_S = 0.05
 MISDIRECTED = 421
 ANSWER_BYTES_MAX = 64 * 2**20
 _MARKED = WriteDocuments | CreateDatabase | DropDatabase
+
+
+class _Attempt(NamedTuple):
+    """A request that is under way; moments are monotonic, in seconds."""
+
+    peer: Peer
+    sent: float
+    until: float
 
 
 class Courier:
@@ -40,7 +52,7 @@ class Courier:
         self._bytes = 0
         self._trips: set[asyncio.Task[None]] = set()
         self._is_due = False
-        self._under_way: dict[asyncio.Task[None], tuple[Peer, float]] = {}
+        self._under_way: dict[asyncio.Task[None], _Attempt] = {}
         self._looking: asyncio.TimerHandle | None = None
 
     @property
@@ -124,7 +136,7 @@ class Courier:
         orders = [Order(job.command, dict(job.needs), job.concern) for job in jobs]
         trip = asyncio.current_task()
         assert trip is not None
-        self._under_way[trip] = (peer, until)
+        self._under_way[trip] = _Attempt(peer, self._clock.monotonic(), until)
         if self._looking is None:
             self._look_later()
         try:
@@ -146,13 +158,21 @@ class Courier:
     def _look(self) -> None:
         """Give up requests to masters that have fallen silent: others can be asked."""
         now = self._clock.monotonic()
-        for trip, (peer, until) in list(self._under_way.items()):
-            if now > until or not self._peers.is_live(peer):
+        for trip, attempt in list(self._under_way.items()):
+            if now - attempt.sent >= LONG_S:
+                self._peers.probe(attempt.peer)
+            if now > attempt.until or self._is_lost(attempt.peer):
                 del self._under_way[trip]
                 trip.cancel()
         self._looking = None
         if self._under_way:
             self._look_later()
+
+    def _is_lost(self, peer: Peer) -> bool:
+        if not self._peers.is_live(peer):
+            return True
+        others = (other for other in self._peers.masters() if other is not peer)
+        return self._peers.is_silent(peer) and not all(map(self._peers.is_silent, others))
 
     async def close(self) -> None:
         """What is still on its way is not waited for."""

@@ -96,6 +96,8 @@ class Peer:
         """When it was last heard of, by us or by somebody else; monotonic, seconds."""
         self.refuses = False
         """Did the last attempt to reach it fail?"""
+        self.asked: float | None = None
+        """Since when a heartbeat is without an answer; monotonic, seconds."""
         self.faults: set[str] = set()
         """Why its heartbeats failed since the last answer: each is logged once."""
         self.vector: dict[int, int] = {}
@@ -106,6 +108,10 @@ class Peer:
         self.beating: asyncio.Task[None] | None = None
         self.beats = -1
         """Heartbeats sent."""
+
+    def note_answer(self) -> None:
+        """The heartbeat under way has its answer, or never will."""
+        self.asked = None
 
 
 class Peers:
@@ -155,12 +161,23 @@ class Peers:
         found = [p for p in self.all() if p.member.role == MASTER and self.is_live(p)]
         return sorted(found, key=lambda peer: (peer.rtt_s, peer.member.name))
 
+    def is_silent(self, peer: Peer) -> bool:
+        """Does it keep us waiting for an answer to a heartbeat? It may be slow or stopped."""
+        silence_s = self._config.limits.forward_silence_ms / 1000
+        return peer.asked is not None and self._clock.monotonic() - peer.asked >= silence_s
+
     def writers(self) -> Iterator[Peer]:
-        """Masters that a write can be sent to: that of our slot first, then the closest."""
+        """Masters that a write can be sent to: that of our slot first, then the closest, and last
+        those that are silent.
+        """
         own = self.master_of(self._config.slot)
-        if own is not None and not own.refuses:
+        if own is not None and not own.refuses and not self.is_silent(own):
             yield own
-        yield from (peer for peer in self.masters() if peer is not own)
+        others = [peer for peer in self.masters() if peer is not own]
+        yield from (peer for peer in others if not self.is_silent(peer))
+        if own is not None and not own.refuses and self.is_silent(own):
+            yield own
+        yield from (peer for peer in others if self.is_silent(peer))
 
     def live(self) -> list[Peer]:
         """All that live: masters first, of these that of our slot."""
@@ -221,8 +238,7 @@ class Peers:
             while True:
                 self._awake = (self._awake[1], self._clock.monotonic())
                 for peer in self._targets():
-                    if peer.beating is None or peer.beating.done():
-                        peer.beating = asyncio.create_task(self._beat(peer))
+                    self.probe(peer)
                 due = max(due + interval_s, loop.time())
                 await asyncio.sleep(due - loop.time())
                 self.load_ms = max((loop.time() - due) * 1000, self.load_ms * 0.7)
@@ -230,6 +246,13 @@ class Peers:
             for peer in self.all():
                 if peer.beating is not None:
                     peer.beating.cancel()
+
+    def probe(self, peer: Peer) -> None:
+        """Send a heartbeat now, unless one is under way."""
+        if peer.beating is None or peer.beating.done():
+            peer.asked = self._clock.monotonic()
+            peer.beating = asyncio.create_task(self._beat(peer))
+            peer.beating.add_done_callback(lambda _: peer.note_answer())
 
     def _targets(self) -> list[Peer]:
         masters = [peer for peer in self.all() if peer.member.role == MASTER]
