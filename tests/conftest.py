@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from uuid import uuid4
 
 import pytest
 
@@ -46,6 +47,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three masters with three replicas each, for tests that do not break it."""
     with clustered(tmp_path_factory.mktemp("cluster")) as started:
         yield started
+
+
+@pytest.fixture
+def db(cluster: Cluster) -> str:
+    """A new database of the session's cluster, which is there on all nodes."""
+    name = f"db-{uuid4().hex}"
+    assert cluster.request("PUT", f"/{name}")[0] == 201
+    return name
 
 
 WRITE_CONCERN = "/_node/_local/_config/divan/write_concern"

@@ -1,5 +1,8 @@
-"""A store opened by hand, on one thread and a clock that stands still until it is told to go."""
+"""A store opened by hand, on one thread and a clock that stands still until it is told to go; and
+what stands for time, chance and a log.
+"""
 
+import dataclasses
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +32,32 @@ class StillClock:
 
     def monotonic(self) -> float:
         return self.ms / 1000
+
+
+@dataclasses.dataclass
+class Time:
+    """A clock in seconds, which a test moves; small numbers, so that sums are exact."""
+
+    now: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall_ms(self) -> int:
+        return int(self.now * 1000)
+
+
+class Lines:
+    """A log: what was said, and no fault that goes unseen."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def event(self, what: str, **values: object) -> None:
+        self.events.append(what)
+
+    def fault(self, what: str, fault: BaseException, **values: object) -> None:
+        raise fault
 
 
 class SeededRng:

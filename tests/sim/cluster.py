@@ -63,6 +63,12 @@ class Cluster:
         for node in self.nodes:
             self.start(node)
 
+    async def with_database(self, name: str) -> list[Node]:
+        """Make a database; the masters, once all nodes know it."""
+        await self.masters[0].create(name)
+        await self.settled()
+        return self.masters
+
     async def add_replica(self, slot: str) -> Node:
         """A new replica of a running cluster, not started yet."""
         number = len(self.group(slot))

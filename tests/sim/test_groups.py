@@ -14,6 +14,7 @@ from divandb.cluster import peers, topics
 from divandb.store import registers, snapshot
 from tests.sim.client import Answer, Client
 from tests.sim.cluster import Cluster
+from tests.sim.node import Node
 from tests.sim.world import Gone
 
 Play = Callable[..., Any]
@@ -22,6 +23,14 @@ RANGE_BYTES = 16_384
 
 def _docs(answer: Answer) -> list[str]:
     return [row["id"] for row in answer.json["rows"]]
+
+
+async def _replica_with_x(c: Cluster) -> tuple[Node, Client]:
+    """The first master's replica, and a client who made database `x` there; all nodes know it."""
+    replica, client = c.group("m1")[1], Client(c)
+    await client.put(replica, "/x", {})
+    await c.settled()
+    return replica, client
 
 
 def test_a_write_at_any_replica_is_read_at_every_node(play: Play) -> None:
@@ -87,9 +96,7 @@ def test_trace_3_a_drop_that_was_sent_to_a_stopped_master_comes_late(play: Play)
 
     async def body(c: Cluster) -> None:
         m1, m2 = c.masters
-        replica, client = c.group("m1")[1], Client(c)
-        await client.put(replica, "/x", {})
-        await c.settled()
+        replica, client = await _replica_with_x(c)
         m1.stop()
         assert (await client.delete(replica, "/x")).status == 200
         assert (await client.put(m2, "/x", {})).status == 201
@@ -104,9 +111,7 @@ def test_trace_3_a_drop_that_was_sent_to_a_stopped_master_comes_late(play: Play)
 def test_trace_4_a_put_that_was_sent_to_a_stopped_master_undoes_no_deletion(play: Play) -> None:
     async def body(c: Cluster) -> None:
         m1, m2 = c.masters
-        replica, client = c.group("m1")[1], Client(c)
-        await client.put(replica, "/x", {})
-        await c.settled()
+        replica, client = await _replica_with_x(c)
         m1.stop()
         rev = (await client.put(replica, "/x/d", {"v": 1})).json["rev"]
         gone = await client.delete(m2, f"/x/d?rev={rev}")
@@ -249,9 +254,7 @@ def test_a_dead_master_stops_nobody(play: Play) -> None:
 
     async def body(c: Cluster) -> None:
         m1 = c.masters[0]
-        replica, client = c.group("m1")[1], Client(c)
-        await client.put(replica, "/x", {})
-        await c.settled()
+        replica, client = await _replica_with_x(c)
         m1.crash()
         written = await client.put(replica, "/x/d", {"v": 1})
         assert written.status == 201

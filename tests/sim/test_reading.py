@@ -47,9 +47,7 @@ def test_what_two_nodes_have_shown_is_less_than_both_their_marks_say(play: Play)
     """
 
     async def body(c: Cluster) -> None:
-        m1, m2 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2 = await c.with_database("x")
         c.cut(c.group("m1"), c.group("m2"))
         c.cut_from_board(m1, m2)
         for master in (m1, m2):
@@ -352,9 +350,7 @@ def test_what_an_owner_wrote_before_it_was_started_again_counts(play: Play) -> N
     """It is in its outbox, and nowhere else: views without it are as old as it is."""
 
     async def body(c: Cluster) -> None:
-        m1, m2 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2 = await c.with_database("x")
         c.cut_from_board(m1)
         await c.passes(1)
         await m1.put("x", "d", 1)

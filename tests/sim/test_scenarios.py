@@ -44,9 +44,7 @@ def test_concurrent_edits_both_stay_and_all_agree_on_the_winner(play: Callable[.
 
 def test_the_same_edit_at_two_masters_is_one_revision(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, m3 = await c.with_database("x")
         assert await m1.put("x", "d", 1) == await m2.put("x", "d", 1)
         await c.settled()
         assert len(m3.leaves("x", "d")) == 1
@@ -81,9 +79,7 @@ def test_trace_3_a_drop_that_comes_late_spares_the_database_made_since(
     """
 
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, _ = await c.with_database("x")
         late = DropDatabase("x", m1.ledger.register["x"].generation)
         await m2.execute(DropDatabase("x", late.generation, repeat=True))
         await m2.create("x")
@@ -98,9 +94,7 @@ def test_trace_3_a_drop_that_comes_late_spares_the_database_made_since(
 
 def test_trace_4_a_put_that_comes_late_does_not_undo_a_deletion(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, _ = await c.with_database("x")
         late = m1.edit("d", 1)
         await m2.write("x", late, repeat=True)
         rev = f"1-{late.rev_hash}"
@@ -227,9 +221,7 @@ def test_a_message_vouches_only_for_what_it_carries(play: Callable[..., None]) -
     """
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, m3 = await c.with_database("x")
         m2.crash()
         m3.crash()
         c.board.up = False
@@ -256,9 +248,7 @@ def test_trace_13_an_event_of_another_version_is_kept_and_not_passed(
     """It is a hole in the vector; what comes after it is applied all the same."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, _ = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, _ = await c.with_database("x")
         stranger = Event(2, "m1", 7, 1, 0, 1, 0, events.DOCUMENT, "x", 1, b"")
         c.board.inject(0, events.encode(stranger))
         c.board.inject(0, b"\x93damaged")
@@ -302,9 +292,7 @@ def test_trace_16_one_revision_with_two_contents_is_the_same_everywhere(
     play: Callable[..., None],
 ) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, m3 = await c.with_database("x")
         await m1.graft("x", "d", "1-a", "one content")
         await m2.graft("x", "d", "1-a", "another")
         await c.settled()
@@ -319,9 +307,7 @@ def test_trace_15_a_checkpoint_shows_only_where_its_documents_are(
     """A `_local` event carries its writer's vector, and waits where that much is not contained."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, m3 = await c.with_database("x")
         m3.crash()
         c.cut(m3, [m1, m2])
         await m1.put("x", "d", 1)  # m3 will not find this on the board
@@ -344,9 +330,7 @@ def test_trace_18_a_board_that_forgot_sends_nobody_past_anything(
     """The topic is made again: offsets that fit the new log mean nothing; peers fill in."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, m3 = await c.with_database("x")
         m3.crash()
         for number in range(30):
             await m1.put("x", f"d{number}", number)
@@ -368,9 +352,7 @@ def test_a_gap_that_no_peer_can_fill_yet_is_not_passed(play: Callable[..., None]
     """
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, m3 = await c.with_database("x")
         m2.crash()
         m3.crash()
         c.cut(m1, [m2, m3])
@@ -396,9 +378,7 @@ def test_a_reader_that_retention_has_passed_catches_up_from_a_peer(
     play: Callable[..., None],
 ) -> None:
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, m3 = await c.with_database("x")
         m3.crash()
         for number in range(50):
             await m1.put("x", f"d{number}", number)
@@ -488,9 +468,7 @@ def test_a_checkpoint_that_came_by_catch_up_shows(play: Callable[..., None]) -> 
     """An answer's `_local` documents vouch for its own end: they show when it has been taken."""
 
     async def body(c: Cluster) -> None:
-        m1, m2, m3 = c.masters
-        await m1.create("x")
-        await c.settled()
+        m1, m2, m3 = await c.with_database("x")
         m3.crash()
         await m1.put("x", "d", 1)
         await m1.set_register("x", registers.LOCAL, "_local/c", CHECKPOINT)

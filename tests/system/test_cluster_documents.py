@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pytest
-
 from tests.running import Cluster, basic, divandb
 from tests.system.js_clients import FOLDER, install
 from tests.system.load import ancestry, trees_of
@@ -22,14 +20,6 @@ MOVIES = FOLDER / "node_modules" / "vega-datasets" / "data" / "movies.json"
 MIB = 2**20
 SHARED_DOCS = 50
 ROUNDS = 3
-
-
-@pytest.fixture
-def db(cluster: Cluster) -> str:
-    """A new database, which is there on all nodes."""
-    name = f"db-{uuid4().hex}"
-    assert cluster.request("PUT", f"/{name}")[0] == 201
-    return name
 
 
 @contextlib.contextmanager

@@ -83,29 +83,30 @@ def test_what_was_written_while_the_board_was_stopped_comes_to_other_masters_at_
     own.await_converged()
 
 
-def test_a_replica_that_was_stopped_takes_up_what_it_missed(own: Cluster, db: str) -> None:
-    with load(own, db, ["m1", "m2", "m1-r2", "m2-r1"]) as busy:
+def load_while_stopped(
+    own: Cluster, db: str, stopped: str, at: list[str | None]
+) -> tuple[Load, float, float]:
+    """Writers at these nodes while another is stopped; from when to when it was."""
+    with load(own, db, at) as busy:
         time.sleep(BETWEEN_S)
-        with own.frozen("m1-r1"):
+        with own.frozen(stopped):
             since = time.monotonic()
             time.sleep(OUTAGE_S)
             until = time.monotonic()
         time.sleep(BETWEEN_S)
     check_went_on(busy, since, until)
+    return busy, since, until
+
+
+def test_a_replica_that_was_stopped_takes_up_what_it_missed(own: Cluster, db: str) -> None:
+    busy, _, _ = load_while_stopped(own, db, "m1-r1", ["m1", "m2", "m1-r2", "m2-r1"])
     own.await_converged()
     busy.check()
 
 
 def test_a_master_that_was_stopped_takes_up_what_it_missed(own: Cluster, db: str) -> None:
     """Meanwhile its replicas forward writes to the other master."""
-    with load(own, db, ["m1-r1", "m1-r2", "m2", "m2-r1"]) as busy:
-        time.sleep(BETWEEN_S)
-        with own.frozen("m1"):
-            since = time.monotonic()
-            time.sleep(OUTAGE_S)
-            until = time.monotonic()
-        time.sleep(BETWEEN_S)
-    check_went_on(busy, since, until)
+    busy, since, until = load_while_stopped(own, db, "m1", ["m1-r1", "m1-r2", "m2", "m2-r1"])
     for writer in busy.writers:
         inside = [at for at in writer.answered_at if since + OUTAGE_S / 2 < at < until]
         assert inside, f"{writer.name} was stuck"

@@ -27,14 +27,6 @@ SILENT_MS = 1_000
 NO_WRITES = sessions.text({}, {})
 
 
-@pytest.fixture
-def db(cluster: Cluster) -> str:
-    """A new database, which is there on all nodes."""
-    name = f"db-{uuid4().hex}"
-    assert cluster.request("PUT", f"/{name}")[0] == 201
-    return name
-
-
 @contextlib.contextmanager
 def wires(cluster: Cluster, *nodes: str) -> Iterator[dict[str, Wire]]:
     """A connection to each of these nodes. A connection remembers what was written on it: tests

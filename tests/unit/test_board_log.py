@@ -14,6 +14,7 @@ from divandb.board import records
 from divandb.board.base import BoardError, Damaged, DiskFull, OffsetAhead, OffsetGone
 from divandb.board.log import LogSettings, PartitionLog, bases
 from divandb.board.topics import Shelf, UnknownFormat
+from tests.stores import SeededRng, StillClock
 
 FOLDER = "t/0"
 BLOCK_BYTES = 64
@@ -148,25 +149,6 @@ class Told:
 
     def names(self) -> list[str]:
         return [what for what, _ in self.events]
-
-
-class FakeClock:
-    def wall_ms(self) -> int:
-        return 1_000
-
-    def monotonic(self) -> float:
-        return 1.0
-
-
-class FakeRng:
-    def __init__(self, seed: int = 1) -> None:
-        self._random = random.Random(seed)
-
-    def token(self, size: int) -> bytes:
-        return self._random.randbytes(size)
-
-    def uniform(self) -> float:
-        return self._random.random()
 
 
 def opened(disk: SimDisk, setting: LogSettings = SMALL, told: Told | None = None) -> PartitionLog:
@@ -546,7 +528,7 @@ def test_an_answer_is_unpacked_up_to_its_bound_and_never_across_a_gap() -> None:
 
 
 def shelf(disk: SimDisk, told: Told, seed: int = 1) -> Shelf:
-    return Shelf(disk, SMALL, FakeClock(), FakeRng(seed), told)
+    return Shelf(disk, SMALL, StillClock(), SeededRng(seed), told)
 
 
 def test_a_topic_keeps_its_identity_until_one_of_its_logs_is_lost() -> None:

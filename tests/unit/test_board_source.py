@@ -29,26 +29,19 @@ def test_it_reads_its_partition_within_its_bounds() -> None:
     asyncio.run(body())
 
 
-def test_a_place_before_what_is_retained_is_gone() -> None:
+@pytest.mark.parametrize(("offset", "reason"), [(2, OffsetGone), (11, OffsetAhead)])
+def test_a_place_that_the_log_does_not_have_is_gone_to_where_it_begins(
+    offset: int, reason: type[BoardError]
+) -> None:
+    """Before what is retained, and behind the end."""
+
     async def body() -> None:
         board, _, source = await made()
         board.forget("t", 1, 6)
         with pytest.raises(PlaceGone) as gone:
-            await source.read(2)
+            await source.read(offset)
         assert gone.value.resume == 6
-        assert isinstance(gone.value.__cause__, OffsetGone)
-
-    asyncio.run(body())
-
-
-def test_a_place_behind_the_end_is_gone_to_where_the_log_begins() -> None:
-    async def body() -> None:
-        board, _, source = await made()
-        board.forget("t", 1, 6)
-        with pytest.raises(PlaceGone) as gone:
-            await source.read(11)
-        assert gone.value.resume == 6
-        assert isinstance(gone.value.__cause__, OffsetAhead)
+        assert isinstance(gone.value.__cause__, reason)
 
     asyncio.run(body())
 

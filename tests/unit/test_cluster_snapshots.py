@@ -38,23 +38,10 @@ from divandb.httpd import snapshots as routes
 from divandb.store import file, snapshot
 from divandb.store.file import FORMAT, Disk, FileError, FormatError
 from divandb.vector import covers
-from tests.stores import SeededRng, StillClock, Store, edit
+from tests.stores import Lines, SeededRng, StillClock, Store, edit
 
 WAIT_S = 20.0
 VECTORS = st.dictionaries(st.integers(1, 4), st.integers(0, 30), max_size=4)
-
-
-class Lines:
-    """A log."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def event(self, what: str, **values: object) -> None:
-        self.events.append(what)
-
-    def fault(self, what: str, fault: BaseException, **values: object) -> None:
-        raise fault
 
 
 async def offload(function: Any, *arguments: Any) -> Any:

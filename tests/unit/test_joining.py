@@ -21,23 +21,10 @@ from divandb.joining import Found, arriving, join, ranked, survey
 from divandb.store import file, snapshot
 from divandb.store.file import FILE_NAME, Disk
 from divandb.store.snapshot import NEXT_NAME, Standing
-from tests.stores import SeededRng, Store, edit
+from tests.stores import Lines, SeededRng, Store, edit
 
 SECRET = b"s" * 32
 WAIT_S = 20.0
-
-
-class Lines:
-    """A log."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def event(self, what: str, **values: object) -> None:
-        self.events.append(what)
-
-    def fault(self, what: str, fault: BaseException, **values: object) -> None:
-        raise fault
 
 
 def keys(name: str, role: str, slot: str) -> Any:

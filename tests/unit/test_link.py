@@ -62,6 +62,14 @@ async def polite(turn: Turn) -> None:
     await turn.say(ANSWER)
 
 
+async def silent_at_never(turn: Turn) -> None:
+    """Answer everything but what is asked of `/never`."""
+    if turn.path == "/never":
+        await turn.writer.wait_closed()
+    else:
+        await turn.say(ANSWER)
+
+
 class Peer:
     """Something that listens, and does with each request what a test wants."""
 
@@ -398,13 +406,7 @@ async def test_where_nobody_listens_nothing_was_sent() -> None:
 
 @in_loop
 async def test_an_answer_that_does_not_come_in_time_may_have_been_carried_out() -> None:
-    async def behave(turn: Turn) -> None:
-        if turn.path == "/never":
-            await turn.writer.wait_closed()
-        else:
-            await turn.say(ANSWER)
-
-    peer = Peer(behave)
+    peer = Peer(silent_at_never)
     async with linked(peer, answer_s_max=0.05) as link:
         loop = asyncio.get_running_loop()
         long = asyncio.create_task(ask(link, "/never", wait_s=0.2))
@@ -455,13 +457,7 @@ async def test_a_call_that_never_had_its_turn_was_not_sent() -> None:
 
 @in_loop
 async def test_a_cancelled_call_ends_its_connection_and_frees_its_turn() -> None:
-    async def behave(turn: Turn) -> None:
-        if turn.path == "/never":
-            await turn.writer.wait_closed()
-        else:
-            await turn.say(ANSWER)
-
-    peer = Peer(behave)
+    peer = Peer(silent_at_never)
     async with linked(peer, requests_max=1) as link:
         calls = [asyncio.create_task(ask(link, "/never")) for _ in range(2)]
         await until(lambda: len(peer.turns) == 1)
@@ -578,13 +574,7 @@ async def test_an_attempt_that_fails_where_the_link_no_longer_goes_breaks_no_cal
 
 @in_loop
 async def test_closing_breaks_what_is_under_way() -> None:
-    async def behave(turn: Turn) -> None:
-        if turn.path == "/never":
-            await turn.writer.wait_closed()
-        else:
-            await turn.say(ANSWER)
-
-    peer = Peer(behave)
+    peer = Peer(silent_at_never)
     async with linked(peer, requests_max=1) as link:
         await ask(link)
         under_way = asyncio.create_task(ask(link, "/never", repeatable=True))

@@ -1,6 +1,5 @@
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from divandb import pulse
 from divandb.clock import SystemClock
 from divandb.pulse import LOOK_AGAIN_S, Pulse, Signs, Vigil, keep_listening, signs_of
+from tests.stores import Time
 
 SILENT_S_MAX = 0.25
 STARVED_S_MAX = 1.5
@@ -21,19 +21,6 @@ STOPPED = Signs(frozenset("T"), 7)
 ASLEEP = Signs(frozenset("SD"), 7)
 WAITING = Signs(frozenset("SR"), 7)
 """For a core."""
-
-
-@dataclasses.dataclass
-class Time:
-    """A clock that a test moves."""
-
-    now: float = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def wall_ms(self) -> int:
-        return int(self.now * 1000)
 
 
 def vigil(now: float) -> Vigil:

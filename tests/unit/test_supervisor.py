@@ -1,27 +1,13 @@
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from divandb.supervisor import Action, Bounds, Policy, _url
+from tests.stores import Time
 
 BOUNDS = Bounds(
     restart_s_min=0.1, restart_s_max=5.0, healthy_s_min=10.0, ready_s_max=1.0, stop_s_max=3.0
 )
-
-
-@dataclasses.dataclass
-class Time:
-    """A clock that a test moves."""
-
-    now: float = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def wall_ms(self) -> int:
-        return int(self.now * 1000)
 
 
 def policy(*names: str, restart: bool = True) -> tuple[Policy, Time]:
