@@ -145,12 +145,55 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True)
+class KafkaAccess:
+    """How the brokers of an Apache Kafka cluster are spoken to, besides name and secret."""
+
+    security: str = "sasl_plaintext"
+    """``plaintext``, ``ssl``, ``sasl_plaintext`` or ``sasl_ssl``."""
+    mechanism: str = "SCRAM-SHA-256"
+    """Of SASL: that, ``SCRAM-SHA-512`` or ``PLAIN``."""
+    ca: Path | None = None
+    """PEM file with the certificates that vouch for the brokers; ``None``: those of the system."""
+    certificate: Path | None = None
+    """PEM file with this client's certificate and its chain, for brokers that ask for one."""
+    key: Path | None = None
+    """PEM file with that certificate's key; ``None``: it stands in the same file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TopicSettings:
+    """How topics on Apache Kafka are made."""
+
+    replication_factor: int | None = None
+    """Copies of each partition; ``None``: as many as the brokers make by default."""
+    min_insync_replicas: int | None = None
+    """Copies that must have a message before it counts as published; ``None``: the brokers'
+    default.
+    """
+    retention_ms: int = 7 * 24 * 3600 * 1000
+    """The age above which a segment is removed."""
+    retention_bytes: int = 1024 * MIB
+    """What a partition keeps."""
+
+
+KAFKA = "kafka://"
+"""How the URL of a board on Apache Kafka begins: ``kafka://HOST:PORT[,HOST:PORT]…``."""
+
+
+@dataclasses.dataclass(frozen=True)
 class BoardAccess:
     """How a node opens the Event Boards."""
 
     url: str
     principal: str
     secret: str
+    kafka: KafkaAccess = KafkaAccess()
+    """Of a ``KAFKA`` URL."""
+
+    @property
+    def is_kafka(self) -> bool:
+        """Is it Apache Kafka, and not the embedded board?"""
+        return self.url.startswith(KAFKA)
 
 
 @dataclasses.dataclass(frozen=True)
