@@ -34,12 +34,13 @@ from divandb.board.kafka_client import KafkaBounds
 from divandb.board.log import LogSettings
 from divandb.board.memory import MemoryBoard
 from divandb.clock import SystemClock, SystemRng
-from divandb.config import BoardAccess
+from divandb.config import BoardAccess, TopicSettings
 from divandb.link import LinkBounds
 from divandb.telemetry import LineLog
 
 ADMIN = "admin"
 LIMITS = BoardLimits(message_bytes_max=20_000, batch_bytes_max=60_000, answer_bytes_max=30_000)
+TOPICS = TopicSettings(message_bytes_max=LIMITS.message_bytes_max)
 LOG = LogSettings(segment_bytes_max=60_000, retention_bytes=200_000, recent_bytes_max=50_000)
 
 
@@ -248,7 +249,7 @@ class Kafka:
     def client(self, principal: str, secret: str, bounds: KafkaBounds | None = None) -> KafkaBoard:
         """A view with this secret, right or wrong."""
         access = BoardAccess(self.broker.ensemble.url, principal, secret)
-        client = KafkaBoard(access, LIMITS, bounds or self.bounds)
+        client = KafkaBoard(access, LIMITS, bounds or self.bounds, TOPICS)
         self._clients.keep(client)
         return client
 

@@ -142,7 +142,7 @@ class KafkaBoard:
             )
         elif before < partitions:
             await self.admin.grow_topic(topic, partitions)
-        if self.has_rights and await self.admin.set_access(topic, access):
+        if self._access.kafka.has_principals and await self.admin.set_access(topic, access):
             # A fetch that was under way is still answered.
             await asyncio.sleep(self._bounds.fetch_wait_ms / 1000 + SEEN_S)
         return await self.describe(topic)
@@ -152,7 +152,7 @@ class KafkaBoard:
         makes them known, and this does nothing.
         """
         self._check_open()
-        if self.has_scram:
+        if self._access.kafka.has_scram:
             await self.admin.set_scram(name, secret, self._access.kafka.mechanism)
 
     async def close(self) -> None:
@@ -166,18 +166,7 @@ class KafkaBoard:
             await asyncio.wait(self._ending, timeout=CLOSE_S_MAX)
         await self.admin.close()
 
-    # What sort of brokers they are
-
-    @property
-    def has_rights(self) -> bool:
-        """Do clients prove who they are, so that rights mean something?"""
-        return self._access.kafka.security != "plaintext"
-
-    @property
-    def has_scram(self) -> bool:
-        """Can principals be made known by an admin?"""
-        kafka = self._access.kafka
-        return "sasl" in kafka.security and kafka.mechanism.startswith("SCRAM")
+    # Topics
 
     def _topic_settings(self) -> dict[str, str]:
         chosen = self._topics
@@ -185,7 +174,7 @@ class KafkaBoard:
             "cleanup.policy": "delete",
             "retention.ms": str(chosen.retention_ms),
             "retention.bytes": str(chosen.retention_bytes),
-            "max.message.bytes": str(self._limits.message_bytes_max + BATCH_OVERHEAD_BYTES),
+            "max.message.bytes": str(chosen.message_bytes_max + BATCH_OVERHEAD_BYTES),
         }
         if chosen.min_insync_replicas:
             found["min.insync.replicas"] = str(chosen.min_insync_replicas)

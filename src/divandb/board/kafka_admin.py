@@ -376,6 +376,11 @@ def _allow(kind: ResourceType, name: str, who: str, operation: AclOperation) -> 
     return AclBinding(kind, name, pattern, f"User:{who}", "*", operation, AclPermissionType.ALLOW)
 
 
+def operation_of(one: AclBinding) -> str:
+    """What it allows, in Kafka's word."""
+    return AclOperation(one.operation).name
+
+
 def _filter_of(one: AclBinding) -> AclBindingFilter:
     return AclBindingFilter(
         one.restype, one.name, one.resource_pattern_type, one.principal, one.host, one.operation,

@@ -73,14 +73,14 @@ def common(access: BoardAccess, bounds: KafkaBounds) -> dict[str, Any]:
         "log_level": 0,
         "logger": _SILENT,
     }
-    if "sasl" in kafka.security:
+    if kafka.has_sasl:
         found |= {
             "sasl.mechanism": kafka.mechanism,
             "sasl.username": access.principal,
             "sasl.password": access.secret,
         }
-    if "ssl" in kafka.security:
-        found |= _tls(kafka.ca, kafka.certificate, kafka.key)
+    if kafka.has_tls:
+        found |= _tls(kafka.ca, kafka.certificate, kafka.certificate_key)
     return found
 
 
