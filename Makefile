@@ -4,17 +4,17 @@
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help up test check format bench docs clean
+.PHONY: help up test check format bench docs kafka-up clean
 
 help:            ## show this
-	@sed -n 's/^\([a-z]*\): *##* */\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\): *##* */\1\t/p' $(MAKEFILE_LIST)
 
 up:              ## run the database
 	@.ci/setup run
 	@exec $(BIN)/divandb up $(ARGS)
 
 test:            ## pass all tests
-	@.ci/setup dev js deploy
+	@.ci/setup dev js deploy kafka
 	$(BIN)/pytest $(ARGS)
 
 check:           ## lint, types, layers, fast tests
@@ -23,7 +23,7 @@ check:           ## lint, types, layers, fast tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -q tests/unit $(wildcard tests/conformance) $(ARGS)
+	$(BIN)/pytest -q -m "not kafka" tests/unit tests/conformance $(ARGS)
 
 format:          ## put the source into its form
 	@.ci/setup dev
@@ -38,6 +38,10 @@ docs:            ## check that the docs say what the code does
 	@.ci/setup dev
 	$(BIN)/pytest -q tests/test_docs.py $(ARGS)
 
+kafka-up:        ## run a Kafka broker to try --board kafka:// with
+	@.ci/setup dev kafka
+	@exec $(BIN)/python -m deploy.kafka $(ARGS)
+
 clean:           ## remove what the commands above made, but no data
 	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -rf tests/system/js/node_modules
+	rm -rf tests/system/js/node_modules deploy/kafka/jars

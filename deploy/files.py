@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from divandb import datadir, hosts
-from divandb.board.embedded_server import BoardConfig
 from divandb.clock import SystemRng
 from divandb.cluster import trust
-from divandb.config import Limits, Member
-from divandb.configfile import BOARD_ADMIN, BoardFile, board_text, node_text
+from divandb.config import BoardAccess, Limits, Member, TopicSettings
+from divandb.configfile import BOARD_ADMIN, KafkaFile, kafka_text, node_text
 from divandb.datadir import PlannedNode
 from divandb.layout import planned
 
@@ -115,31 +114,30 @@ def node_files(
 ) -> Mapping[str, str]:
     """File name → text: of each node, and `board.toml` for `divandb board init`."""
     tls = hosts.tls_in(TLS) if with_tls else hosts.PLAIN
+    boards = BoardAccess(board, BOARD_ADMIN, trust.board_secret(secret, BOARD_ADMIN))
     known = [
         Member(one.name, one.role, one.slot, hosts.url_of(target.host_of(one.name), PORT, tls))
         for one in nodes
     ]
-    return {"board.toml": board_text(board_file(known, board, secret))} | {
+    return {"board.toml": kafka_text(board_file(known, boards, secret))} | {
         f"{target.file_of(one.name)}.toml": node_text(
             hosts.node_file(
-                secret, one, known, board, host=hosts.ALL_ADDRESSES, node_port=PORT, port=None,
-                data=DATA, admin=admin, limits=Limits(), tls=tls,
+                secret, one, known, hosts.nobody(boards), host=hosts.ALL_ADDRESSES,
+                node_port=PORT, port=None, data=DATA, admin=admin, limits=Limits(), tls=tls,
             )
         )
         for one in known
     }  # fmt: skip
 
 
-def board_file(known: list[Member], board: str, secret: bytes) -> BoardFile:
+def board_file(known: list[Member], admin: BoardAccess, secret: bytes) -> KafkaFile:
     """What the topics, principals and rights are made from."""
-    return BoardFile(
-        BoardConfig(DATA / "board", {BOARD_ADMIN: trust.board_secret(secret, BOARD_ADMIN)}),
-        hosts.ALL_ADDRESSES,
-        PORT,
-        board,
+    return KafkaFile(
+        admin,
         trust.keys_of(secret, "", "", "", is_master=False).cluster,
         tuple(known),
         {one.name: trust.board_secret(secret, one.name) for one in known},
+        TopicSettings(),
     )
 
 

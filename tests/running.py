@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from deploy.kafka import broker as kafka_broker
+from deploy.kafka.broker import Broker
+
 START_S_MAX = 60.0
 STOP_S_MAX = 20.0
 ANSWER_S_MAX = 30.0
@@ -22,6 +25,7 @@ CONVERGE_S_MAX = 40.0
 POLL_S = 0.02
 ALIKE_POLL_S = 0.1
 BOARD = "board"
+EMBEDDED, KAFKA = "embedded", "kafka"
 COMMAND = [sys.executable, "-m", "divandb"]
 
 
@@ -180,10 +184,18 @@ class Cluster(Running):
 
     def __init__(self, folder: Path, masters: int = 3, replicas: int = 3) -> None:
         super().__init__(folder, masters=masters, replicas=replicas)
+        self.broker: Broker | None = None
+        """Where the boards are, if they are not embedded."""
         self.masters = [f"m{number}" for number in range(1, masters + 1)]
         self.replicas = [
             f"{m}-r{number}" for m in self.masters for number in range(1, replicas + 1)
         ]
+
+    def use(self, broker: Broker) -> None:
+        """From the next start on the boards are there."""
+        self.broker = broker
+        self.options += ["--board", broker.ensemble.url]
+        self.environment["DIVANDB_BOARD_ADMIN_SECRET"] = broker.ensemble.secret
 
     @property
     def nodes(self) -> list[str]:
@@ -194,6 +206,8 @@ class Cluster(Running):
 
     def pid_of(self, name: str) -> int:
         """The process id of a node, or of the board; while it is down, of its next process."""
+        if name == BOARD and self.broker is not None:
+            return self.broker.pid
         self.await_true(lambda: self.record(name)["pid"] is not None)
         pid: int = self.record(name)["pid"]
         return pid
@@ -204,6 +218,11 @@ class Cluster(Running):
 
     def kill(self, name: str) -> None:
         """`kill -9` one process, and wait until the next one answers."""
+        if name == BOARD and self.broker is not None:
+            self.broker.kill()
+            self.broker.start()
+            self.broker.await_up()
+            return
         killed = self.pid_of(name)
         os.kill(killed, signal.SIGKILL)
         self.await_true(lambda: self.record(name)["pid"] not in (None, killed))
@@ -228,6 +247,8 @@ class Cluster(Running):
 
     def answers(self, name: str) -> bool:
         """Does this process say that it is up?"""
+        if name == BOARD and self.broker is not None:
+            return self.broker.answers()
         path = "/board/v1/_up" if name == BOARD else "/_up"
         with contextlib.suppress(OSError, http.client.HTTPException):
             return self.request("GET", path, node=name, wait_s_max=1.0)[0] == 200
@@ -300,12 +321,26 @@ def running(folder: Path, *options: str) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def clustered(
-    folder: Path, *options: str, masters: int = 3, replicas: int = 3, **environment: str
+    folder: Path,
+    *options: str,
+    masters: int = 3,
+    replicas: int = 3,
+    board: str = os.environ.get("DIVANDB_TEST_BOARD", EMBEDDED),
+    **environment: str,
 ) -> Iterator[Cluster]:
-    """A cluster in ``folder`` that is stopped at the end."""
+    """A cluster in ``folder`` that is stopped at the end. ``board``: ``EMBEDDED``, or ``KAFKA``
+    with a broker of its own.
+    """
     cluster = Cluster(folder, masters, replicas)
     cluster.environment = environment
-    with started(cluster, *options) as running:
+    with contextlib.ExitStack() as stack:
+        if board == KAFKA:
+            ensemble = kafka_broker.planned()
+            (broker,) = stack.enter_context(
+                kafka_broker.brokers(folder, ensemble, log_retention_check_interval_ms="500")
+            )
+            cluster.use(broker)
+        running = stack.enter_context(started(cluster, *options))
         # Checking the password at each of twelve nodes would take longer than most tests.
         path = "/_node/_local/_config/chttpd_auth/iterations"
         assert running.request("PUT", path, "1000")[0] == 200

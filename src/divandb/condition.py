@@ -118,6 +118,7 @@ def _board(role: Role) -> dict[str, Any]:
     return {
         "failing": role.publisher.failing if role.publisher is not None else None,
         "relay_failing": role.relay.failing if role.relay is not None else None,
+        "small": role.small,
         "reading": {
             name: {
                 "next": one.position.next if one.position is not None else None,

@@ -144,6 +144,66 @@ class Member:
     """The node's own port, as other nodes reach it."""
 
 
+SECURITIES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
+MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-512", "PLAIN")
+
+
+@dataclasses.dataclass(frozen=True)
+class KafkaAccess:
+    """How the brokers of an Apache Kafka cluster are spoken to, besides name and secret."""
+
+    security: str = "sasl_plaintext"
+    """One of ``SECURITIES``."""
+    mechanism: str = "SCRAM-SHA-256"
+    """Of SASL: one of ``MECHANISMS``."""
+    ca: Path | None = None
+    """PEM file with the certificates that vouch for the brokers; ``None``: those of the system."""
+    certificate: Path | None = None
+    """PEM file with this client's certificate and its chain, for brokers that ask for one."""
+    certificate_key: Path | None = None
+    """PEM file with that certificate's key; ``None``: it stands in the same file."""
+
+    @property
+    def has_sasl(self) -> bool:
+        """Does a client prove who it is by name and secret?"""
+        return self.security.startswith("sasl_")
+
+    @property
+    def has_tls(self) -> bool:
+        """Do clients come by TLS?"""
+        return self.security.endswith("ssl")
+
+    @property
+    def has_scram(self) -> bool:
+        """Can an admin make principals known?"""
+        return self.has_sasl and self.mechanism.startswith("SCRAM")
+
+    @property
+    def has_principals(self) -> bool:
+        """Do clients prove who they are at all, so that rights mean something?"""
+        return self.security != "plaintext"
+
+
+@dataclasses.dataclass(frozen=True)
+class TopicSettings:
+    """How topics on Apache Kafka are made."""
+
+    replication_factor: int = 0
+    """Copies of each partition; 0: as many as the brokers make by default."""
+    min_insync_replicas: int = 0
+    """Copies that must have a message before it counts as published; 0: the brokers' default."""
+    retention_ms: int = 7 * 24 * 3600 * 1000
+    """The age above which a segment is removed."""
+    retention_bytes: int = 1024 * MIB
+    """What a partition keeps."""
+    message_bytes_max: int = 1 * MIB
+    """The largest message that it takes. Nodes send none above 1 MiB."""
+
+
+KAFKA = "kafka://"
+"""How the URL of a board on Apache Kafka begins: ``kafka://HOST:PORT[,HOST:PORT]…``."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BoardAccess:
     """How a node opens the Event Boards."""
@@ -151,6 +211,13 @@ class BoardAccess:
     url: str
     principal: str
     secret: str
+    kafka: KafkaAccess = KafkaAccess()
+    """Of a ``KAFKA`` URL."""
+
+    @property
+    def is_kafka(self) -> bool:
+        """Is it Apache Kafka, and not the embedded board?"""
+        return self.url.startswith(KAFKA)
 
 
 @dataclasses.dataclass(frozen=True)

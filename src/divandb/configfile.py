@@ -2,7 +2,7 @@
 
 TOML; ``docs/operations.md`` lists the keys. An environment variable goes over each key but
 ``[[members]]``: ``node_port`` is ``DIVANDB_NODE_PORT``, ``url`` in ``[board]`` is
-``DIVANDB_BOARD_URL``, keys in ``[keys]`` and ``[limits]`` go without the table's name
+``DIVANDB_BOARD_URL``, keys in ``[keys]``, ``[limits]`` and ``[topics]`` go without the table's name
 (``DIVANDB_TOKEN``); in a board's file all of them begin with ``DIVANDB_BOARD_``.
 
 A secret may stand in a file of its own: ``token_file = "token"`` instead of ``token``. Paths are
@@ -25,16 +25,21 @@ from divandb.board.embedded_server import BoardConfig
 from divandb.board.log import LogSettings
 from divandb.board.wire import WireLimits
 from divandb.cluster import trust
-from divandb.cluster.topics import partition_of
+from divandb.cluster.topics import partition_of, principal_of
 from divandb.config import (
+    KAFKA,
     MASTER,
+    MECHANISMS,
     REPLICA,
+    SECURITIES,
     BoardAccess,
     Config,
+    KafkaAccess,
     Keys,
     Limits,
     Member,
     TlsFiles,
+    TopicSettings,
     number,
 )
 from divandb.datadir import is_admin
@@ -88,6 +93,25 @@ class BoardFile:
     """The secret of each member's principal."""
 
 
+@dataclasses.dataclass(frozen=True)
+class KafkaFile:
+    """Boards on Apache Kafka, and for whom they are: what `divandb board init` makes."""
+
+    admin: BoardAccess
+    """Of a principal that may make topics, principals and rights; without a name there is none."""
+    cluster: str
+    members: tuple[Member, ...]
+    """For whom there are topics; a URL is a note for people and `divandb add`."""
+    secrets: Mapping[str, str]
+    """The secret of each member's principal, by the member's name."""
+    topics: TopicSettings
+
+    def access(self, member: Member) -> BoardAccess:
+        """How this member opens the boards."""
+        secret = self.secrets.get(member.name, "")
+        return dataclasses.replace(self.admin, principal=principal_of(member), secret=secret)
+
+
 def read_node(path: Path, environment: Mapping[str, str]) -> NodeFile:
     """A node's file with the environment over it; raises ``ConfigFileError``."""
     return node_from(_read_table(path), str(path), path.parent, environment, read_text)
@@ -96,6 +120,24 @@ def read_node(path: Path, environment: Mapping[str, str]) -> NodeFile:
 def read_board(path: Path, environment: Mapping[str, str]) -> BoardFile:
     """A board's file with the environment over it; raises ``ConfigFileError``."""
     return board_from(_read_table(path), str(path), path.parent, environment, read_text)
+
+
+def read_boards(path: Path, environment: Mapping[str, str]) -> BoardFile | KafkaFile:
+    """A board's file, of either kind; raises ``ConfigFileError``."""
+    table = _read_table(path)
+    is_kafka = is_kafka_url(environment.get(f"{BOARD_PREFIX}URL", table.get("url")))
+    make = kafka_from if is_kafka else board_from
+    return make(table, str(path), path.parent, environment, read_text)
+
+
+def is_of_a_node(path: Path) -> bool:
+    """Is it a node's file, and not one of boards? Raises ``ConfigFileError``."""
+    return "role" in _read_table(path)
+
+
+def is_kafka_url(url: object) -> bool:
+    """Is it the URL of boards on Apache Kafka?"""
+    return isinstance(url, str) and url.startswith(KAFKA)
 
 
 def read_text(path: Path) -> str:
@@ -166,15 +208,33 @@ def _tls(top: "_Table", ca: Path | None) -> TlsFiles:
 
 
 def _board_access(top: "_Table", principal: str) -> BoardAccess | None:
-    board = top.table("board", f"{NODE_PREFIX}BOARD_")
-    if not board.is_given("url"):
-        board.end()
-        return None
-    access = BoardAccess(
-        board.url("url"), board.name("principal", principal), board.principal_secret("secret")
-    )
+    board = top.table("board", BOARD_PREFIX)
+    access = None
+    if board.is_given("url"):
+        access = _access(board, board.board_url("url"), "principal", principal, "secret")
     board.end()
     return access
+
+
+def _access(table: "_Table", url: str, name_key: str, name: Any, secret_key: str) -> BoardAccess:
+    """How boards are opened, by what stands in this table."""
+    if not is_kafka_url(url):
+        return BoardAccess(url, table.name(name_key, name), table.principal_secret(secret_key))
+    kafka = _kafka(table)
+    given = table.text(name_key, name)
+    secret = table.secret(secret_key, _MISSING if kafka.has_sasl else "")
+    return BoardAccess(url, given, secret, kafka)
+
+
+def _kafka(table: "_Table") -> KafkaAccess:
+    default = KafkaAccess()
+    return KafkaAccess(
+        table.one_of("security", SECURITIES, default.security),
+        table.one_of("mechanism", MECHANISMS, default.mechanism),
+        table.path("ca", None),
+        table.path("certificate", None),
+        table.path("certificate_key", None),
+    )
 
 
 def _keys(top: "_Table", role: str) -> Keys:
@@ -254,12 +314,56 @@ def board_from(
     return found
 
 
-def _board_members(top: "_Table") -> tuple[tuple[Member, ...], dict[str, str]]:
+def kafka_from(
+    table: Mapping[str, Any], name: str, folder: Path, environment: Mapping[str, str], read: Read
+) -> KafkaFile:
+    """A file of boards on Kafka from its table; see ``node_from``."""
+    top = _Table(table, _Source(name, folder, environment, read), "", BOARD_PREFIX)
+    admin = _kafka_admin(top)
+    members, secrets = _board_members(top, are_needed=admin.kafka.has_sasl)
+    found = KafkaFile(
+        admin,
+        top.hexadecimal("cluster", CLUSTER_CHARS),
+        members,
+        secrets,
+        top.numbers("topics", TopicSettings()),
+    )
+    top.end()
+    return found
+
+
+def _kafka_admin(top: "_Table") -> BoardAccess:
+    """The admin, or, without a secret for one who needs it, nobody."""
+    url = top.board_url("url")
+    if not top.has_secret("admin_secret"):
+        kafka = _kafka(top)
+        name = top.text("admin_principal", "" if kafka.has_sasl else BOARD_ADMIN)
+        return BoardAccess(url, "" if kafka.has_sasl else name, "", kafka)
+    return _access(top, url, "admin_principal", BOARD_ADMIN, "admin_secret")
+
+
+def kafka_given(url: str, environment: Mapping[str, str]) -> tuple[BoardAccess, TopicSettings]:
+    """Boards on Kafka as the environment alone describes them: the admin, and how topics are made.
+
+    Raises ``ConfigFileError``.
+    """
+    around = {**environment, f"{BOARD_PREFIX}URL": url}
+    top = _Table({}, _Source("the environment", Path(), around, read_text), "", BOARD_PREFIX)
+    return _kafka_admin(top), top.numbers("topics", TopicSettings())
+
+
+def _board_members(
+    top: "_Table", *, are_needed: bool = True
+) -> tuple[tuple[Member, ...], dict[str, str]]:
+    """Members and their secrets; the latter are left aside if they are not needed."""
     members, secrets = [], {}
     for one in top.tables("members"):
         role = one.one_of("role", (MASTER, REPLICA))
         member = Member(one.name("name"), role, one.slot("slot"), one.url("url", ""))
-        secrets[member.name] = one.principal_secret("secret")
+        if are_needed:
+            secrets[member.name] = one.principal_secret("secret")
+        else:
+            one.secret("secret", None)
         members.append(member)
         one.end()
     _check_names(top, members)
@@ -400,9 +504,9 @@ class _Table:
             raise self.wrong(key, "must be a port, 1 to 65535")
         return found
 
-    def one_of(self, key: str, words: Collection[str]) -> str:
+    def one_of(self, key: str, words: Collection[str], default: Any = _MISSING) -> str:
         """One of these texts."""
-        value: str = self.text(key)
+        value: str = self.text(key, default)
         if value not in words:
             raise self.wrong(key, f"must be {' or '.join(words)}, not {value!r}")
         return value
@@ -432,10 +536,22 @@ class _Table:
             raise self.wrong(key, f"must be http://HOST:PORT or https://HOST:PORT, not {value!r}")
         return value.rstrip("/")
 
+    def board_url(self, key: str) -> str:
+        """A URL of boards, embedded or on Kafka."""
+        value: str = self.text(key)
+        if not (_is_kafka(value) if is_kafka_url(value) else _is_url(value)):
+            forms = f"http://HOST:PORT, https://HOST:PORT or {KAFKA}HOST:PORT[,HOST:PORT]"
+            raise self.wrong(key, f"must be {forms}, not {value!r}")
+        return value.rstrip("/")
+
     def path(self, key: str, default: Any = _MISSING) -> Any:
         """A path."""
         value = self.text(key, default)
         return self._source.folder / value if isinstance(value, str) else value
+
+    def has_secret(self, key: str) -> bool:
+        """Is there a secret of this name, here or in a file of its own?"""
+        return self.is_given(key) or self.is_given(f"{key}_file")
 
     def secret(self, key: str, default: Any = _MISSING) -> Any:
         """A text that stands here, or in the file that the key with ``_file`` names. The
@@ -489,6 +605,13 @@ class _Table:
         return value
 
 
+def _is_kafka(text: str) -> bool:
+    places = text.removeprefix(KAFKA).split(",")
+    return all(_is_url(f"http://{one}") and not one.endswith("/") for one in places) and all(
+        urlsplit(f"http://{one}").port for one in places
+    )
+
+
 def _is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
@@ -519,7 +642,7 @@ def node_text(file: NodeFile) -> str:
     }
     parts = [_pairs(top)]
     if config.board is not None:
-        parts.append(f"[board]\n{_pairs(dataclasses.asdict(config.board))}")
+        parts.append(f"[board]\n{_pairs(_access_keys(config.board))}")
     if config.keys.token:
         parts.append(f"[keys]\n{_pairs(dataclasses.asdict(config.keys))}")
     parts += _limits_text((config.limits, Limits()))
@@ -552,12 +675,38 @@ def _tls_values(files: TlsFiles) -> dict[str, str]:
     return {key: os.fspath(path) for key, path in paths.items() if path is not None}
 
 
+def kafka_text(file: KafkaFile) -> str:
+    """The file from which ``kafka_from`` makes this again."""
+    keys = _access_keys(file.admin)
+    top = {
+        "url": keys.pop("url"),
+        "cluster": file.cluster,
+        "admin_principal": keys.pop("principal"),
+        "admin_secret": keys.pop("secret"),
+        **keys,
+    }
+    parts = [_pairs(top), *_limits_text((file.topics, TopicSettings()), name="topics")]
+    parts += [member_text(one, file.secrets.get(one.name, "")) for one in file.members]
+    return "\n".join(parts)
+
+
+def _access_keys(access: BoardAccess) -> dict[str, Any]:
+    """The keys of a table about boards; those of Kafka as far as they are not the defaults."""
+    kafka = access.kafka
+    changed = {
+        field.name: os.fspath(value) if isinstance(value, Path) else value
+        for field in dataclasses.fields(kafka)
+        if (value := getattr(kafka, field.name)) != field.default
+    }
+    return {"url": access.url, "principal": access.principal, "secret": access.secret, **changed}
+
+
 def member_text(member: Member, secret: str) -> str:
     """A member in a board's file."""
     return f"[[members]]\n{_pairs({**dataclasses.asdict(member), 'secret': secret})}"
 
 
-def _limits_text(*kinds: tuple[Any, Any]) -> list[str]:
+def _limits_text(*kinds: tuple[Any, Any], name: str = "limits") -> list[str]:
     """A table of what differs from the defaults, if anything does."""
     changed = {
         field.name: value
@@ -565,7 +714,7 @@ def _limits_text(*kinds: tuple[Any, Any]) -> list[str]:
         for field in dataclasses.fields(numbers)
         if (value := getattr(numbers, field.name)) != getattr(defaults, field.name)
     }
-    return [f"[limits]\n{_pairs(changed)}"] if changed else []
+    return [f"[{name}]\n{_pairs(changed)}"] if changed else []
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -69,6 +69,8 @@ class ClusterRecord(msgspec.Struct):
     pid: int
     """The supervisor's."""
     nodes: list[NodeRecord]
+    board: str = ""
+    """The URL of boards that the supervisor does not run; empty if there are none."""
 
 
 def make(data: Path) -> None:

@@ -17,8 +17,17 @@ from pathlib import Path
 
 from divandb.board.embedded_server import BoardConfig
 from divandb.cluster import trust
-from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member, TlsFiles
-from divandb.configfile import BOARD_ADMIN, BoardFile, NodeFile
+from divandb.config import (
+    MASTER,
+    REPLICA,
+    BoardAccess,
+    Config,
+    Limits,
+    Member,
+    TlsFiles,
+    TopicSettings,
+)
+from divandb.configfile import BOARD_ADMIN, BoardFile, KafkaFile, NodeFile
 from divandb.datadir import PlannedNode
 
 BOARD_PORT_OFFSET = 1000
@@ -42,11 +51,22 @@ class Plan:
     limits: Limits
     tls: TlsFiles = PLAIN
     """The same on every host; empty: plain HTTP."""
+    kafka: tuple[BoardAccess, TopicSettings] | None = None
+    """The admin of boards on Apache Kafka, and how topics are made there; ``None``: the embedded
+    board.
+    """
 
     @property
     def board_url(self) -> str:
-        """Where the board is."""
+        """Where the embedded board is."""
         return url_of(self.board_host, self.port + BOARD_PORT_OFFSET, self.tls)
+
+    @property
+    def boards(self) -> BoardAccess:
+        """Where the boards are, whoever opens them."""
+        if self.kafka is not None:
+            return nobody(self.kafka[0])
+        return BoardAccess(self.board_url, "", "")
 
 
 def check_host(host: str) -> str:
@@ -112,7 +132,7 @@ def node_files(plan: Plan, nodes: Sequence[PlannedNode]) -> dict[str, NodeFile]:
             plan.secret,
             one,
             known,
-            plan.board_url,
+            plan.boards,
             host=listening_on(placed[one.name]),
             node_port=port,
             port=plan.port if one.role == REPLICA or not has_replicas else None,
@@ -129,7 +149,7 @@ def node_file(
     secret: bytes,
     me: Member,
     known: Sequence[Member],
-    board_url: str,
+    boards: BoardAccess,
     *,
     host: str,
     node_port: int,
@@ -139,7 +159,9 @@ def node_file(
     limits: Limits,
     tls: TlsFiles = PLAIN,
 ) -> NodeFile:
-    """The file of one node; its seeds are all others that are known."""
+    """The file of one node; its seeds are all others that are known. ``boards``: see
+    ``Plan.boards``.
+    """
     is_master = me.role == MASTER
     config = Config(
         data=data,
@@ -148,13 +170,33 @@ def node_file(
         slot=me.slot,
         url=me.url,
         admin=admin,
-        board=BoardAccess(board_url, me.name, trust.board_secret(secret, me.name)),
+        board=dataclasses.replace(
+            boards, principal=me.name, secret=trust.board_secret(secret, me.name)
+        ),
         keys=trust.keys_of(secret, me.name, me.role, me.slot, is_master=is_master),
         tls=tls,
         seeds=tuple(one for one in known if one.name != me.name),
         limits=limits,
     )
     return NodeFile(config, host, node_port, port)
+
+
+def nobody(access: BoardAccess) -> BoardAccess:
+    """The same boards, without name and secret."""
+    return dataclasses.replace(access, principal="", secret="")
+
+
+def kafka_file(plan: Plan, known: Sequence[Member]) -> KafkaFile:
+    """What `divandb board init` makes."""
+    assert plan.kafka is not None
+    admin, settings = plan.kafka
+    return KafkaFile(
+        admin,
+        trust.keys_of(plan.secret, "", "", "", is_master=False).cluster,
+        tuple(known),
+        {one.name: trust.board_secret(plan.secret, one.name) for one in known},
+        settings,
+    )
 
 
 def board_file(plan: Plan, known: Sequence[Member]) -> BoardFile:

@@ -19,8 +19,8 @@ from divandb import datadir
 from divandb.board import embedded_server
 from divandb.board.embedded_server import BoardConfig, Steward
 from divandb.cluster import topics, trust
-from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member
-from divandb.configfile import BOARD_ADMIN
+from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member, TopicSettings
+from divandb.configfile import BOARD_ADMIN, KafkaFile
 from divandb.datadir import PlannedNode
 from divandb.pulse import Sockets
 from divandb.server import serve
@@ -66,15 +66,18 @@ def is_new(data: Path, nodes: Sequence[PlannedNode]) -> bool:
     return not any((data / node.name / FILE_NAME).exists() for node in nodes)
 
 
-def specs(nodes: Sequence[PlannedNode], ports: Mapping[str, int]) -> list[ChildSpec]:
+def specs(
+    nodes: Sequence[PlannedNode], ports: Mapping[str, int], *, has_board: bool = True
+) -> list[ChildSpec]:
     """The processes of this machine; clients are served by replicas, by masters if there are none.
 
-    ``ports``: of those that must have the same at every start.
+    ``ports``: of those that must have the same at every start. ``has_board``: the board is one of
+    them, if the nodes need any.
     """
     here = [node for node in nodes if not node.url]
     has_replicas = any(node.role == REPLICA for node in here)
     board = ChildSpec(BOARD, BOARD, None, serves_clients=False, port=ports.get(BOARD, 0))
-    return [board] * needs_board(nodes) + [
+    return [board] * (has_board and needs_board(nodes)) + [
         ChildSpec(
             node.name,
             node.role,
@@ -96,6 +99,8 @@ class Layout:
     secret: bytes
     founding: bool = False
     """No node had a file when the cluster was started."""
+    kafka: BoardAccess | None = None
+    """Where the boards on Apache Kafka are, whoever opens them; ``None``: the board is embedded."""
     is_starting: bool = True
     """Until all nodes have answered; the supervisor's process says when, and those that it starts
     later know.
@@ -132,8 +137,6 @@ class Layout:
             for node in nodes
             if (node.url or node.name in urls) and node.name != spec.name
         ]
-        secret = trust.board_secret(self.secret, spec.name)
-        board = BoardAccess(urls[BOARD], spec.name, secret) if BOARD in urls else None
         folder = self.data / spec.name
         folder.mkdir(mode=0o700, exist_ok=True)
         return Config(
@@ -143,16 +146,36 @@ class Layout:
             slot=slot,
             url=urls[spec.name],
             admin=self.admin,
-            board=board,
+            board=self._board(spec.name, urls),
             keys=keys,
             seeds=tuple(others),
             founding=self._is_founding(folder),
             limits=_shared(self.limits, len(nodes)),
         )
 
+    def _board(self, name: str, urls: Mapping[str, str]) -> BoardAccess | None:
+        """How a node opens the boards; a master is called as its slot is."""
+        secret = trust.board_secret(self.secret, name)
+        if self.kafka is not None:
+            return dataclasses.replace(self.kafka, principal=name, secret=secret)
+        return BoardAccess(urls[BOARD], name, secret) if BOARD in urls else None
+
     def _is_founding(self, folder: Path) -> bool:
         """When all start together, only a node that has lost its file looks for another."""
         return self.is_starting and (self.founding or (folder / FILE_NAME).exists())
+
+
+def kafka_of(data: Path, admin: BoardAccess, settings: TopicSettings) -> KafkaFile:
+    """Boards on Kafka for the nodes that the folder names by now."""
+    secret = datadir.read_secret(data)
+    members = [Member(one.name, one.role, one.slot, one.url) for one in datadir.read_members(data)]
+    return KafkaFile(
+        admin,
+        trust.keys_of(secret, "", "", "", is_master=False).cluster,
+        tuple(members),
+        {one.name: trust.board_secret(secret, one.name) for one in members},
+        settings,
+    )
 
 
 def _shared(limits: Limits, nodes: int) -> Limits:

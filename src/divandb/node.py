@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from divandb.applier import Applier
-from divandb.board.base import BoardLimits, EventBoard
+from divandb.board.base import BoardError, BoardLimits, EventBoard
 from divandb.board.source import BoardSource
 from divandb.clock import Clock, Rng
 from divandb.cluster import topics
@@ -33,6 +33,8 @@ READ_BYTES_MAX = 256 * 1024
 READ_WAIT_S = 5.0
 LOOK_FOR_SLOTS_S = 2.0
 """So often a master looks whether there are new slots."""
+LOOK_AT_LIMITS_S = 10.0
+"""So often, how large messages may be."""
 LOOK_AGAIN_S_MIN = 0.05
 """At the start, when the board may not have its topics yet, it looks again after this time."""
 
@@ -72,6 +74,8 @@ class Role:
         self.relay: Relay | None = None
         self.appliers: dict[str, Applier] = {}
         """By slot for a master, ``replicas`` for a replica."""
+        self.small: dict[str, int] = {}
+        """Topics that take smaller messages than this node was to send, and how large ones."""
 
     def is_cut_off(self) -> bool:
         """Is the board known to bring nothing just now?"""
@@ -114,7 +118,10 @@ async def as_master(parts: Parts, role: Role) -> AsyncIterator[None]:
         message_bytes_max=parts.limits.message_bytes_max,
         batch_bytes_max=parts.limits.batch_bytes_max,
     )  # fmt: skip
-    loops = [role.publisher.run(), role.relay.run(), _follow_slots(parts, role, shared, partition)]
+    loops = [
+        role.publisher.run(), role.relay.run(), _follow_slots(parts, role, shared, partition),
+        _watch_limits(parts, role, (shared, own)),
+    ]  # fmt: skip
     async with _running(loops):
         yield
 
@@ -122,6 +129,26 @@ async def as_master(parts: Parts, role: Role) -> AsyncIterator[None]:
 def _has_replicas(parts: Parts) -> bool:
     mine = parts.config.slot
     return any(p.member.role == REPLICA and p.member.slot == mine for p in parts.peers.all())
+
+
+async def _watch_limits(parts: Parts, role: Role, watched: Sequence[str]) -> None:
+    """Send nothing that a board does not take: what is larger goes in chunks."""
+    publisher, wanted = role.publisher, parts.limits.message_bytes_max
+    assert publisher is not None
+    while True:
+        for topic in watched:
+            try:
+                limit = (await parts.board.describe(topic)).message_bytes_max
+            except BoardError:
+                continue  # whoever publishes meets it, and tells
+            if limit < wanted and limit != role.small.get(topic):
+                parts.log.event("small messages only", topic=topic, limit=limit, wanted=wanted)
+            if limit < wanted:
+                role.small[topic] = limit
+            else:
+                role.small.pop(topic, None)
+        publisher.message_bytes_max = min([wanted, *role.small.values()])
+        await asyncio.sleep(LOOK_AT_LIMITS_S)
 
 
 async def _follow_slots(parts: Parts, role: Role, topic: str, own: int) -> None:

@@ -58,7 +58,8 @@ class Publisher:
         self._rng = rng
         self._trouble = Trouble(log, "publishing fails")
         self._tell = published
-        self._message_bytes_max = message_bytes_max
+        self.message_bytes_max = message_bytes_max
+        """The largest message that goes out whole; less where a board takes less."""
         self._batch_bytes_max = batch_bytes_max
         self.published = 0
         """The last outbox row that is on the board."""
@@ -130,7 +131,7 @@ class Publisher:
         for item in page.messages:
             if isinstance(item, Attached):
                 yield from self._chunks(item)
-            elif len(item) > self._message_bytes_max:
+            elif len(item) > self.message_bytes_max:
                 yield from events.split(item)
             else:
                 yield item

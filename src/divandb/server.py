@@ -22,10 +22,10 @@ import uvicorn
 import uvloop
 
 from divandb.auth import users
-from divandb.board.base import BoardLimits
+from divandb.board.base import BoardLimits, EventBoard
 from divandb.board.embedded import EmbeddedBoard
 from divandb.catalog import Catalog
-from divandb.clock import HybridClock, SystemClock, SystemRng
+from divandb.clock import HybridClock, Rng, SystemClock, SystemRng
 from divandb.cluster import blobs, trust
 from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
@@ -38,7 +38,7 @@ from divandb.cluster.share import Share
 from divandb.cluster.snapshots import Shelf
 from divandb.commands import Job
 from divandb.condition import Inside, condition
-from divandb.config import MASTER, Config, TlsFiles
+from divandb.config import MASTER, BoardAccess, Config, TlsFiles
 from divandb.entry import Entry
 from divandb.errors import DivanError
 from divandb.httpd import (
@@ -341,10 +341,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         # What runs beside requests
         if config.board is not None:
             limits_of_board = BoardLimits()
-            board = EmbeddedBoard(
-                config.board.url, config.board.principal, config.board.secret, rng, limits_of_board,
-                tls=tls,
-            )  # fmt: skip
+            board = open_board(config.board, rng, limits_of_board, tls)
             stack.push_async_callback(board.close)
             parts = Parts(
                 config, board, limits_of_board, reading, execute, lambda: ledger.has_gap, progress,
@@ -366,6 +363,18 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         )
         gc.freeze()
         yield node
+
+
+def open_board(
+    access: BoardAccess, rng: Rng, limits: BoardLimits, tls: ssl.SSLContext | None
+) -> EventBoard:
+    """The boards at this URL, as this principal sees them. ``tls`` is the embedded board's."""
+    if access.is_kafka:
+        # Costs memory and time that nobody else should pay.
+        from divandb.board.kafka import KafkaBoard
+
+        return KafkaBoard(access, limits)
+    return EmbeddedBoard(access.url, access.principal, access.secret, rng, limits, tls=tls)
 
 
 async def _result(submit: Callable[[Job], None], command: Any, size_bytes: int) -> Any:

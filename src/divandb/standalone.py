@@ -15,7 +15,7 @@ from divandb.board import embedded_server
 from divandb.board.embedded_server import Steward
 from divandb.clock import Clock
 from divandb.cluster import topics
-from divandb.configfile import NodeFile, read_board
+from divandb.configfile import ConfigFileError, KafkaFile, NodeFile, read_board, read_boards
 from divandb.pulse import Pulse, Sockets
 from divandb.server import serve
 from divandb.supervisor import bound, listen
@@ -37,7 +37,9 @@ def run_board(path: Path, environment: Mapping[str, str]) -> None:
 
     Raises ``ConfigFileError``, ``DataDirError``, ``StartError``, ``InUse`` or ``OSError``.
     """
-    file = read_board(path, environment)
+    file = read_boards(path, environment)
+    if isinstance(file, KafkaFile):
+        raise ConfigFileError(f"{path}: url is Kafka's: there is no board to run")
     datadir.make(file.config.data)
 
     async def arrange(steward: Steward) -> None:

@@ -275,7 +275,8 @@ class Supervisor:
 
     ``data`` is the folder that says what runs, ``host`` and ``port`` are the clients' (port 0: the
     system chooses), ``plan`` says what to start, in this order. ``serve`` is what each child runs.
-    On SIGUSR1, ``grow`` is asked for the plan as it is now: what is new in it is started.
+    On SIGUSR1, ``grow`` is asked for the plan as it is now: what is new in it is started. ``board``
+    is the URL of boards that are no child's, for those who read what runs.
     """
 
     def __init__(
@@ -291,6 +292,7 @@ class Supervisor:
         grow: Callable[[], Sequence[ChildSpec]] | None = None,
         restart: bool = True,
         bounds: Bounds | None = None,
+        board: str = "",
     ) -> None:
         self._data = data
         self._host = host
@@ -306,7 +308,7 @@ class Supervisor:
         self._policy = Policy(names, clock, self._bounds, restart, last=boards)
         self._vigil = Vigil(self._bounds.silent_s_max, self._bounds.starved_s_max)
         self._children: dict[str, _Child] = {}
-        self._cluster = ClusterRecord(url="", pid=os.getpid(), nodes=[])
+        self._cluster = ClusterRecord(url="", pid=os.getpid(), nodes=[], board=board)
         self._recorded = b""
         self._unrecorded = False
         self._signals = _watched_signals()

@@ -216,6 +216,27 @@ def test_a_cluster_of_files_gets_another_one(tmp_path: Path) -> None:
     assert "# a note" in (out / "board.toml").read_text()
 
 
+def test_a_cluster_of_files_on_kafka_gets_another_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["up", "--print-config", "--hosts", "h1,h2", "--masters", "2", "--replicas", "0"]
+    arguments += ["--board", "kafka://k1:9092,k2:9092", "--out", str(out)]
+    environment = {"DIVANDB_BOARD_ADMIN_SECRET": "s", "DIVANDB_BOARD_SECURITY": "sasl_ssl"}
+    result = CliRunner().invoke(divandb, arguments, env=environment)
+    assert result.exit_code == 0, result.output
+    assert "divandb board init --config board.toml" in result.output
+    before = configfile.read_boards(out / "board.toml", {})
+    assert isinstance(before, configfile.KafkaFile)
+    assert (before.admin.secret, before.admin.kafka.security) == ("s", "sasl_ssl")
+    text = run(out, "master", "--print-config", "--host", "h3")
+    assert "divandb board init --config" in text
+    file = file_in(text, tmp_path)
+    after = configfile.read_boards(out / "board.toml", {})
+    assert isinstance(after, configfile.KafkaFile)
+    assert after.members == (*before.members, file.config.member)
+    assert file.config.board == after.access(file.config.member)
+    assert file.config.board.kafka.security == "sasl_ssl"
+
+
 def test_a_secret_of_another_cluster_is_noticed(tmp_path: Path) -> None:
     arguments = ["up", "--print-config", "--hosts", "h1", "--out", str(tmp_path)]
     CliRunner().invoke(divandb, arguments)

@@ -16,19 +16,34 @@ from divandb.board.embedded_server import BoardConfig
 from divandb.board.log import LogSettings
 from divandb.board.wire import WireLimits
 from divandb.cluster import trust
-from divandb.config import BoardAccess, Config, Keys, Limits, Member, TlsFiles
+from divandb.config import (
+    BoardAccess,
+    Config,
+    KafkaAccess,
+    Keys,
+    Limits,
+    Member,
+    TlsFiles,
+    TopicSettings,
+)
 from divandb.configfile import (
     BOARD_ADMIN,
     BOARD_PREFIX,
     NODE_PREFIX,
     BoardFile,
     ConfigFileError,
+    KafkaFile,
     NodeFile,
     board_from,
     board_text,
+    is_of_a_node,
+    kafka_from,
+    kafka_given,
+    kafka_text,
     node_from,
     node_text,
     read_board,
+    read_boards,
     read_node,
 )
 
@@ -397,6 +412,116 @@ def test_no_two_settings_have_one_variable() -> None:
     assert set(nodes) & set(boards) == set()
 
 
+# Boards on Apache Kafka
+
+KAFKA_ACCESS = BoardAccess(
+    "kafka://k1:9092,k2:9092",
+    "m1",
+    "short",
+    KafkaAccess("sasl_ssl", "SCRAM-SHA-512", Path("/ca"), Path("/crt"), Path("/key")),
+)
+
+
+def on_kafka(access: BoardAccess = KAFKA_ACCESS) -> KafkaFile:
+    members = (Member("m1", "master", "m1", "http://h1:6985"),)
+    settings = TopicSettings(3, 2, retention_ms=1000, message_bytes_max=2_000_000)
+    return KafkaFile(access, "c" * 32, members, {"m1": PRINCIPAL}, settings)
+
+
+def kafka(text: str, **environment: str) -> KafkaFile:
+    return kafka_from(tomllib.loads(text), "board.toml", Path("/etc/divandb"), environment, refuse)
+
+
+@pytest.mark.parametrize(
+    "access", [KAFKA_ACCESS, dataclasses.replace(KAFKA_ACCESS, kafka=KafkaAccess())]
+)
+def test_a_node_with_boards_on_kafka_is_read_as_it_was_written(access: BoardAccess) -> None:
+    file = in_cluster("master", "m1")
+    file = dataclasses.replace(file, config=dataclasses.replace(file.config, board=access))
+    assert node(node_text(file)) == file
+    assert access.is_kafka
+
+
+def test_boards_on_kafka_are_read_as_they_were_written() -> None:
+    assert kafka(kafka_text(on_kafka())) == on_kafka()
+
+
+def test_the_environment_goes_over_a_file_of_boards_on_kafka() -> None:
+    found = kafka(
+        kafka_text(on_kafka()),
+        DIVANDB_BOARD_URL="kafka://k3:9092",
+        DIVANDB_BOARD_SECURITY="sasl_plaintext",
+        DIVANDB_BOARD_ADMIN_SECRET="another",
+        DIVANDB_BOARD_REPLICATION_FACTOR="5",
+    )
+    assert (found.admin.url, found.admin.secret) == ("kafka://k3:9092", "another")
+    assert found.admin.kafka.security == "sasl_plaintext"
+    assert found.topics.replication_factor == 5
+
+
+def test_without_its_secret_there_is_no_admin() -> None:
+    text = kafka_text(on_kafka()).replace('admin_secret = "short"\n', "")
+    assert kafka(text).admin.principal == ""
+    open_to_all = text.replace("sasl_ssl", "ssl")
+    assert kafka(open_to_all).admin.principal == "m1", "its certificate proves who it is"
+
+
+def test_each_member_opens_boards_on_kafka_as_itself() -> None:
+    file = on_kafka()
+    assert file.access(file.members[0]) == dataclasses.replace(KAFKA_ACCESS, secret=PRINCIPAL)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["kafka://", "kafka://h", "kafka://h:1,", "kafka://h:1/x", "kafka://u@h:1", "kafka:h:1", "h"],
+)
+def test_what_is_no_url_of_kafka_is_refused(url: str) -> None:
+    text = node_text(in_cluster()).replace("http://h1:6984", url)
+    with pytest.raises(ConfigFileError, match=r"m1\.toml: board\.url must be"):
+        node(text)
+
+
+@pytest.mark.parametrize(
+    ("there", "instead", "words"),
+    [
+        ('security = "sasl_ssl"', 'security = "tls"', "security must be plaintext or"),
+        ('"SCRAM-SHA-512"', '"GSSAPI"', "mechanism must be"),
+        ("[topics]", "[topics]\npartitions = 3", "topics.partitions is no key"),
+        (f'secret = "{PRINCIPAL}"', "", "members[1].secret is missing"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_boards_on_kafka_is_said(
+    there: str, instead: str, words: str
+) -> None:
+    text = kafka_text(on_kafka())
+    assert there in text
+    with pytest.raises(ConfigFileError) as caught:
+        kafka(text.replace(there, instead, 1))
+    assert str(caught.value).startswith(f"board.toml: {words}")
+
+
+def test_a_boards_file_is_told_by_its_url(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(board_text(a_board()))
+    assert isinstance(read_boards(path, {}), BoardFile)
+    assert not is_of_a_node(path)
+    path.write_text(kafka_text(on_kafka()))
+    assert isinstance(read_boards(path, {}), KafkaFile)
+    path.write_text(node_text(in_cluster()))
+    assert is_of_a_node(path)
+
+
+def test_boards_on_kafka_can_be_given_by_the_environment_alone() -> None:
+    admin, settings = kafka_given(
+        "kafka://k1:9092", {"DIVANDB_BOARD_ADMIN_SECRET": "s", "DIVANDB_BOARD_RETENTION_MS": "5"}
+    )
+    assert admin == BoardAccess("kafka://k1:9092", BOARD_ADMIN, "s")
+    assert settings == TopicSettings(retention_ms=5)
+    assert kafka_given("kafka://k1:9092", {})[0].principal == ""
+    with pytest.raises(ConfigFileError, match=r"the environment: url must be .*kafka://"):
+        kafka_given("kafka://", {})
+
+
 # The docs
 
 
@@ -423,6 +548,24 @@ def test_every_key_of_a_node_is_documented_with_its_variable() -> None:
     variables = {key: f"DIVANDB_{key.removeprefix('keys.').replace('.', '_')}" for key in keys}
     expected = {key: variable.upper() for key, variable in variables.items()}
     assert documented("A node's") == expected
+
+
+def test_every_key_of_boards_on_kafka_is_documented_with_its_variable() -> None:
+    keys = [one for one in keys_of(kafka_text(on_kafka())) if not one.startswith("topics.")]
+    keys += [f"topics.{field.name}" for field in dataclasses.fields(TopicSettings)]
+    assert documented("Boards on Kafka") == {
+        key: f"DIVANDB_BOARD_{key.removeprefix('topics.').upper()}" for key in keys
+    }
+
+
+def test_every_default_of_topics_on_kafka_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    told = dict(re.findall(r"^\| `topics\.(\w+)` \| `\w+` \|.*; (\d+|the brokers')", text, re.M))
+    defaults = {
+        field.name: str(field.default or "the brokers'")
+        for field in dataclasses.fields(TopicSettings)
+    }
+    assert told == defaults
 
 
 def test_every_key_of_a_board_is_documented_with_its_variable() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from deploy import files
 from divandb.cluster import trust
-from divandb.configfile import BoardFile, NodeFile, read_board, read_node
+from divandb.configfile import KafkaFile, NodeFile, read_boards, read_node
 from divandb.layout import planned
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,14 @@ def made(target: str, out: Path, *options: str) -> Path:
 
 def node_of(path: Path) -> NodeFile:
     """A node's file."""
-    return read_node(path, {"DIVANDB_BOARD_URL": "http://board:1"})
+    return read_node(path, {})
 
 
-def board_of(path: Path) -> BoardFile:
-    """The board's file."""
-    return read_board(path, {"DIVANDB_BOARD_URL": "http://board:1"})
+def board_of(path: Path) -> KafkaFile:
+    """The file of the boards."""
+    found = read_boards(path, {})
+    assert isinstance(found, KafkaFile)
+    return found
 
 
 def composed() -> dict[str, Any]:
@@ -106,11 +108,12 @@ def test_every_node_has_its_file_and_knows_where_all_others_are(
     assert {one.name: one.url for one in board.members} == {
         name: file.config.url for name, file in found.items()
     }
-    for name, file in found.items():
+    for file in found.values():
         assert file.config.board is not None
-        assert file.config.board.secret == board.secrets[name]
+        assert file.config.board == board.access(file.config.member)
         assert file.config.keys.cluster == board.cluster
-    assert board.config.admins[files.BOARD_ADMIN] not in board.secrets.values()
+    assert board.admin.principal == files.BOARD_ADMIN
+    assert board.admin.secret not in board.secrets.values()
 
 
 def test_the_files_of_a_larger_cluster_have_the_same_secrets(tmp_path: Path) -> None:

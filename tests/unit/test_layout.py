@@ -1,11 +1,12 @@
 """A cluster on one machine: who belongs to it, and with what each node is started."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from divandb import datadir
-from divandb.config import Limits, Member
+from divandb.config import BoardAccess, KafkaAccess, Limits, Member
 from divandb.datadir import PlannedNode
 from divandb.layout import (
     BOARD,
@@ -55,6 +56,20 @@ def test_ports_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_a_single_node_has_no_board() -> None:
     assert not needs_board(planned(1, 0))
     assert [one.name for one in specs(planned(1, 0), {})] == ["m1"]
+
+
+def test_on_kafka_no_board_is_started_and_each_node_has_a_name_there(tmp_path: Path) -> None:
+    nodes = planned(2, 1)
+    datadir.write_members(tmp_path, nodes)
+    started = specs(nodes, {}, has_board=False)
+    assert [one.name for one in started] == ["m1", "m2", "m1-r1", "m2-r1"]
+    kafka = BoardAccess("kafka://k:1", "", "", KafkaAccess(mechanism="PLAIN"))
+    whole = dataclasses.replace(layout(tmp_path), kafka=kafka)
+    urls = {one.name: "http://127.0.0.1:1" for one in started}
+    accesses = [whole.node_config(one, urls).board for one in started]
+    assert [one.principal for one in accesses if one] == ["m1", "m2", "m1-r1", "m2-r1"]
+    assert len({one.secret for one in accesses if one}) == 4
+    assert all(one and one.kafka == kafka.kafka for one in accesses)
 
 
 def test_replicas_serve_clients_or_masters_if_there_are_none() -> None:

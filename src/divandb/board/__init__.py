@@ -3,6 +3,8 @@
 base              the ``EventBoard`` protocol, its errors and its limits: all that other parts know
 memory            a board without disk or network, for tests and simulations
 embedded          the client of the embedded board
+kafka             the boards on Apache Kafka (``kafka_pen``, ``kafka_tail``, ``kafka_admin``,
+                  ``kafka_client``)
 source            one partition as an applier reads it
 
 The embedded board itself, from the wire down to the disk:

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import click
 
 from divandb import configfile, datadir, hosts
-from divandb.cli import options, plan
+from divandb.cli import boards, options, plan
 from divandb.cli.asking import ask
 from divandb.clock import Clock, SystemClock
-from divandb.config import MASTER, REPLICA, Member, TlsFiles, limits_from
-from divandb.configfile import NodeFile
+from divandb.config import MASTER, REPLICA, BoardAccess, Member, TlsFiles, limits_from
+from divandb.configfile import BoardFile, NodeFile
 from divandb.datadir import ClusterRecord, DataDirError, NodeRecord, PlannedNode
 from divandb.layout import BOARD, with_master, with_replica
 
@@ -130,28 +130,47 @@ def grow(
     Raises ``ValueError`` or ``DataDirError``.
     """
     with _alone(data):
-        cluster, board = _running(data)
+        cluster = _running(data)
         nodes = datadir.read_members(data)
         made = chosen(nodes, slot, replicas)
-        datadir.write_members(data, [*nodes, *made])
-    # The board makes its topics and principals, then the supervisor starts the nodes that use them.
-    _tell(board, signal.SIGHUP)
+        # The boards make topics and principals, then the supervisor starts the nodes that use them.
+        _write(data, cluster, nodes, made)
     os.kill(cluster.pid, signal.SIGUSR1)
     return _awaited(data, [one.name for one in made], timeout_s, clock)
 
 
-def _running(data: Path) -> tuple[ClusterRecord, NodeRecord]:
-    """What runs, and its board."""
+def _write(
+    data: Path, cluster: ClusterRecord, nodes: list[PlannedNode], made: list[PlannedNode]
+) -> None:
+    """Have the new nodes in the folder, and on the boards."""
+    datadir.write_members(data, [*nodes, *made])
+    board = _board(cluster)
+    if board is not None:
+        _tell(board, signal.SIGHUP)
+        return
+    try:
+        boards.set_up(data, cluster.board)
+    except ValueError:
+        datadir.write_members(data, nodes)
+        raise
+
+
+def _board(cluster: ClusterRecord) -> NodeRecord | None:
+    """The embedded board's process."""
+    return next((one for one in cluster.nodes if one.role == BOARD), None)
+
+
+def _running(data: Path) -> ClusterRecord:
+    """What runs, with boards."""
     cluster = datadir.read_cluster(data)
     if cluster is None:
         raise DataDirError(f"nothing runs in {data}: start it with `divandb up`")
-    board = next((one for one in cluster.nodes if one.role == BOARD), None)
-    if board is None:
+    if not cluster.board and _board(cluster) is None:
         raise DataDirError(
             f"{data} has a single node without a board, which cannot be added to while it runs: "
             "stop it, and start it with `divandb up --masters 1 --replicas 1` or more"
         )
-    return cluster, board
+    return cluster
 
 
 def _tell(record: NodeRecord, number: signal.Signals) -> None:
@@ -221,7 +240,9 @@ def _printed(data: Path, slot: str | None, place: _Place) -> str:
         is_of_files = (data / plan.BOARD_FILE).exists()
         file = (_of_files if is_of_files else _of_folder)(data, slot, place)
     name, copy = file.config.name, f"copy it to {place.host}"
-    if is_of_files:
+    if is_of_files and file.config.board is not None and file.config.board.is_kafka:
+        copy += f",\nrun `divandb board init --config {data / plan.BOARD_FILE}`"
+    elif is_of_files:
         copy += f",\ncopy {data / plan.BOARD_FILE} to the board's host and send the board a SIGHUP"
     click.echo(
         f"This is {name}.toml. Keep it secret, {copy}.\n"
@@ -234,11 +255,16 @@ def _printed(data: Path, slot: str | None, place: _Place) -> str:
 def _of_files(data: Path, slot: str | None, place: _Place) -> NodeFile:
     """In a folder that `divandb up --print-config` has written."""
     path = data / plan.BOARD_FILE
-    board = configfile.read_board(path, {})
+    board = configfile.read_boards(path, {})
     known = list(board.members)
-    shown = board.config.tls.certificate
-    tls = hosts.PLAIN if shown is None else hosts.tls_in(shown.parent)
-    file = _file(data, known, slot, place, board.url, board.port + 1, tls)
+    tls = hosts.PLAIN
+    if isinstance(board, BoardFile):
+        access, port_min = BoardAccess(board.url, "", ""), board.port + 1
+        shown = board.config.tls.certificate
+        tls = tls if shown is None else hosts.tls_in(shown.parent)
+    else:
+        access, port_min = hosts.nobody(board.admin), NODE_PORT
+    file = _file(data, known, slot, place, access, port_min, tls)
     if board.cluster != file.config.keys.cluster or file.config.board is None:
         raise ValueError(f"{path} and {data / 'secret'} are of two clusters")
     member = configfile.member_text(file.config.member, file.config.board.secret)
@@ -249,10 +275,12 @@ def _of_files(data: Path, slot: str | None, place: _Place) -> NodeFile:
 
 def _of_folder(data: Path, slot: str | None, place: _Place) -> NodeFile:
     """Beside what `divandb up` runs."""
-    cluster, board = _running(data)
-    if _is_loopback(board.url) and not _is_loopback(hosts.url_of(place.host, NODE_PORT)):
+    cluster = _running(data)
+    board = _board(cluster)
+    seen = cluster.url if board is None else board.url
+    if _is_loopback(seen) and not _is_loopback(hosts.url_of(place.host, NODE_PORT)):
         raise ValueError(
-            f"the cluster in {data} listens where {place.host} cannot reach it, at {board.url}: "
+            f"the cluster in {data} listens where {place.host} cannot reach it, at {seen}: "
             "start it with --host and an address that other hosts know"
         )
     nodes = datadir.read_members(data)
@@ -262,12 +290,15 @@ def _of_folder(data: Path, slot: str | None, place: _Place) -> NodeFile:
         for one in nodes
         if one.url or one.name in urls
     ]
-    file = _file(data, known, slot, place, board.url, NODE_PORT)
+    if board is None:
+        access = hosts.nobody(configfile.kafka_given(cluster.board, os.environ)[0])
+    else:
+        access = BoardAccess(board.url, "", "")
+    file = _file(data, known, slot, place, access, NODE_PORT)
     me = file.config.member
     # What the other host knows stays where it is.
     datadir.write_ports(data, {name: urlsplit(url).port or 0 for name, url in urls.items()})
-    datadir.write_members(data, [*nodes, PlannedNode(me.name, me.role, me.slot, me.url)])
-    _tell(board, signal.SIGHUP)
+    _write(data, cluster, nodes, [PlannedNode(me.name, me.role, me.slot, me.url)])
     return file
 
 
@@ -276,7 +307,7 @@ def _file(
     known: list[Member],
     slot: str | None,
     place: _Place,
-    board_url: str,
+    access: BoardAccess,
     port_min: int,
     tls: TlsFiles = hosts.PLAIN,
 ) -> NodeFile:
@@ -291,7 +322,7 @@ def _file(
         datadir.read_secret(data),
         Member(made.name, made.role, made.slot, hosts.url_of(place.host, node_port, tls)),
         known,
-        board_url,
+        access,
         host=hosts.listening_on(place.host),
         node_port=node_port,
         port=place.port,

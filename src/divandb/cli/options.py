@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import click
 
+from divandb.configfile import is_kafka_url
 from divandb.datadir import is_admin
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -20,6 +21,26 @@ def data(command: F) -> F:
         show_default=True,
         help="The data folder.",
     )(command)
+
+
+def kafka(command: F) -> F:
+    """`--board URL`, as ``url``: boards on Apache Kafka."""
+    return click.option(
+        "--board",
+        "url",
+        envvar="DIVANDB_BOARD_URL",
+        show_envvar=True,
+        metavar="URL",
+        callback=kafka_url,
+        help="The Event Boards: kafka://HOST:PORT[,HOST:PORT]...",
+    )(command)
+
+
+def kafka_url(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Check that an option's value is the URL of boards on Kafka."""
+    if value is not None and not is_kafka_url(value):
+        raise click.BadParameter("must be kafka://HOST:PORT[,HOST:PORT]...")
+    return value
 
 
 def credentials(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:

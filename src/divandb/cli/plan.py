@@ -7,8 +7,8 @@ import click
 
 from divandb import datadir, hosts
 from divandb.clock import Rng
-from divandb.config import Limits
-from divandb.configfile import board_text, node_text
+from divandb.config import BoardAccess, Limits, TopicSettings
+from divandb.configfile import board_text, kafka_text, node_text
 from divandb.datadir import DataDirError, PlannedNode
 from divandb.hosts import Plan
 
@@ -61,6 +61,7 @@ def check_ports(port: int, nodes: int) -> None:
 def make_plan(
     out: Path, on: tuple[str, ...], board_host: str | None, port: int, data: Path,
     admin: str | None, limits: Limits, rng: Rng, tls: Path | None = None,
+    kafka: tuple[BoardAccess, TopicSettings] | None = None,
 ) -> Plan:  # fmt: skip
     """What the files are made from, with a fresh secret; makes the folder ``out``."""
     datadir.make(out)
@@ -72,7 +73,7 @@ def make_plan(
     known = admin or datadir.make_admin(out, rng)
     secret = datadir.make_secret(out, rng)
     files = hosts.PLAIN if tls is None else hosts.tls_in(tls)
-    return Plan(on, board_host or on[0], port, data, known, secret, limits, files)
+    return Plan(on, board_host or on[0], port, data, known, secret, limits, files, kafka)
 
 
 def write(plan: Plan, nodes: list[PlannedNode], out: Path) -> str:
@@ -81,17 +82,22 @@ def write(plan: Plan, nodes: list[PlannedNode], out: Path) -> str:
     for name, file in files.items():
         datadir.write_private(out / f"{name}.toml", node_text(file))
     known = hosts.members(plan, nodes)
-    datadir.write_private(out / BOARD_FILE, board_text(hosts.board_file(plan, known)))
+    if plan.kafka is None:
+        text = board_text(hosts.board_file(plan, known))
+        first = f"{plan.board_host:{_width(plan)}}  divandb board --config {BOARD_FILE}"
+    else:
+        text = kafka_text(hosts.kafka_file(plan, known))
+        first = f"{'once':{_width(plan)}}  divandb board init --config {BOARD_FILE}"
+    datadir.write_private(out / BOARD_FILE, text)
     placed = hosts.spread(nodes, plan.hosts)
-    width = max(map(len, plan.hosts))
     lines = [
-        f"  {plan.board_host:{width}}  divandb board --config {BOARD_FILE}",
-        *(f"  {placed[name]:{width}}  divandb node --config {name}.toml" for name in files),
+        f"  {first}",
+        *(f"  {placed[name]:{_width(plan)}}  divandb node --config {name}.toml" for name in files),
     ]
     shown = plan.tls.certificate
     tls = "" if shown is None else TLS_TEXT.format(folder=shown.parent)
     return (
-        f"{os.fspath(out)} holds the files of a board and {len(files)} nodes, readable by you "
+        f"{os.fspath(out)} holds the files of the boards and {len(files)} nodes, readable by you "
         "alone, and\n"
         "`admin`, the admin of them all. Copy each to its host, for the database's user to read.\n"
         "Keep the folder: `divandb add` makes further nodes with the `secret` in it.\n\n"
@@ -99,3 +105,7 @@ def write(plan: Plan, nodes: list[PlannedNode], out: Path) -> str:
         "Start them in this order; each waits for those that are not there yet:\n\n"
         + "\n".join(lines)
     )
+
+
+def _width(plan: Plan) -> int:
+    return max(map(len, (*plan.hosts, "once")))

@@ -1,6 +1,7 @@
 """`divandb node` and `divandb board`: one process of a cluster over several hosts."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import click
 
 from divandb import standalone
+from divandb.board.base import BoardError
 from divandb.board.embedded_server import InUse
 from divandb.board.topics import UnknownFormat
 from divandb.clock import SystemClock
@@ -34,29 +36,57 @@ def node(path: Path) -> None:
 
     Variables DIVANDB_... go over what the file says.
     """
-    with _one_line_errors():
+    with one_line_errors():
         standalone.run_node(read_node(path, os.environ), SystemClock())
 
 
-@click.command()
-@CONFIG
-def board(path: Path) -> None:
+class _Kafka(click.Group):
+    """Loads the commands about Kafka only when they are asked for: the board runs for long."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["init", "check"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = getattr(importlib.import_module("divandb.cli.kafka"), cmd_name)
+        return command
+
+
+@click.group(cls=_Kafka, invoke_without_command=True)
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Its TOML file, as `divandb up --print-config` writes one.",
+)
+@click.pass_context
+def board(context: click.Context, path: Path | None) -> None:
     """Run an embedded Event Board in the foreground, until SIGTERM or Ctrl-C.
 
     At SIGHUP it reads its members from the file again. Variables DIVANDB_BOARD_... go over what the
-    file says.
+    file says. The commands set up and check boards on Apache Kafka.
     """
-    with _one_line_errors():
+    if context.invoked_subcommand is not None:
+        if path is not None:
+            raise click.UsageError(f"--config goes behind {context.invoked_subcommand}.")
+        return
+    if path is None:
+        raise click.UsageError("Missing option '--config'.")
+    with one_line_errors():
         standalone.run_board(path, os.environ)
 
 
 @contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
+    """Expected errors end the command with a line."""
     os.umask(0o077)  # what a process writes is for its owner only
     try:
         yield
     except (
-        ConfigFileError, StartError, DataDirError, InUse, UnknownFormat, DivanError, TlsError,
+        ConfigFileError, StartError, DataDirError, InUse, UnknownFormat, DivanError, BoardError,
+        TlsError,
         OSError,
     ) as problem:  # fmt: skip
         raise click.ClickException(str(problem)) from None

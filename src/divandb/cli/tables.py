@@ -101,6 +101,8 @@ def notes(nodes: list[dict[str, Any]]) -> list[str]:
 
 def _alarms(node: dict[str, Any]) -> Iterator[str]:
     """What an operator should look at, though nothing fails."""
+    for topic, limit in ((node.get("board") or {}).get("small") or {}).items():
+        yield f"sends pieces: {topic} takes no message above {limit} bytes"
     holes = node.get("holes") or {"count": 0}
     if holes["count"]:
         yield f"cannot apply {holes['count']} events: {'; '.join(holes['reasons'])}"

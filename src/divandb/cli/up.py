@@ -1,6 +1,7 @@
 """`divandb up`: run the database until it is told to stop."""
 
 import contextlib
+import importlib
 import os
 import shlex
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 import click
 
 from divandb import datadir, streams
-from divandb.cli import options, plan
+from divandb.cli import boards, options, plan
 from divandb.clock import SystemClock, SystemRng
-from divandb.config import limits_from
+from divandb.config import BoardAccess, limits_from
+from divandb.configfile import kafka_given
 from divandb.datadir import PlannedNode
 from divandb.layout import Layout, is_new, needs_board, planned, specs
-from divandb.supervisor import Bounds, StartError, Supervisor
+from divandb.supervisor import Bounds, ChildSpec, StartError, Supervisor
 from divandb.telemetry import LineLog
 
 MASTERS = 3
@@ -52,6 +54,7 @@ REPLICAS_MAX = 64
     callback=options.credentials,
     help="The admin of this start; never written down. Without it, DATA/admin is made and used.",
 )
+@options.kafka
 @click.option("--no-restart", is_flag=True, help="Leave a node that dies down.")
 @click.option(
     "--stop-timeout",
@@ -99,6 +102,7 @@ def up(
     host: str,
     data: Path,
     admin: str | None,
+    url: str | None,
     no_restart: bool,
     stop_timeout: float,
     prints: bool,
@@ -112,7 +116,9 @@ def up(
     SIGTERM or Ctrl-C stops it cleanly; a second Ctrl-C at once.
     """
     if prints:
-        click.echo(_printed(masters, replicas, port, data, admin, several, board_host, out, tls))
+        click.echo(
+            _printed(masters, replicas, port, data, admin, url, several, board_host, out, tls)
+        )
         return
     if several or board_host or out or tls:
         raise click.UsageError("--hosts, --board-host, --out and --tls need --print-config.")
@@ -126,20 +132,27 @@ def up(
             known = admin or datadir.make_admin(data, SystemRng())
             nodes = _nodes(data, masters, replicas)
             secret = datadir.make_secret(data, SystemRng())
-            if needs_board(nodes):
+            if needs_board(nodes) or url is not None:
                 streams.warm()
-            whole = Layout(data, known, limits, secret, founding=is_new(data, nodes))
+            kafka = None if url is None else _on_kafka(data, url)
+            whole = Layout(data, known, limits, secret, founding=is_new(data, nodes), kafka=kafka)
+
+            def plan_now() -> list[ChildSpec]:
+                members, ports = datadir.read_members(data), datadir.read_ports(data)
+                return specs(members, ports, has_board=kafka is None)
+
             supervisor = Supervisor(
                 data,
                 host,
                 port,
-                specs(nodes, datadir.read_ports(data)),
+                plan_now(),
                 whole.serve,
                 clock,
                 LineLog("supervisor", clock),
-                grow=lambda: specs(datadir.read_members(data), datadir.read_ports(data)),
+                grow=plan_now,
                 restart=not no_restart,
                 bounds=bounds,
+                board=url or "",
             )
             given = admin is not None
 
@@ -153,7 +166,7 @@ def up(
 
 def _printed(
     masters: int | None, replicas: int | None, port: int, data: Path, admin: str | None,
-    several: tuple[str, ...], board_host: str | None, out: Path | None,
+    url: str | None, several: tuple[str, ...], board_host: str | None, out: Path | None,
     tls: Path | None,
 ) -> str:  # fmt: skip
     """Write the files of a cluster over several hosts; what to do with them."""
@@ -162,9 +175,21 @@ def _printed(
     nodes = _wanted(masters, replicas)
     plan.check_ports(port, len(nodes))
     with _one_line_errors():
+        if url is not None and board_host is not None:
+            raise click.UsageError("--board-host is for the embedded board.")
         limits = limits_from(os.environ)
-        made = plan.make_plan(out, several, board_host, port, data, admin, limits, SystemRng(), tls)
+        made = plan.make_plan(
+            out, several, board_host, port, data, admin, limits, SystemRng(), tls,
+            None if url is None else kafka_given(url, os.environ),
+        )  # fmt: skip
         return plan.write(made, nodes, out)
+
+
+def _on_kafka(data: Path, url: str) -> BoardAccess:
+    """How nodes open the boards on Kafka, which are set up by then."""
+    access = boards.set_up(data, url)
+    importlib.import_module("divandb.board.kafka")  # once, for all nodes
+    return access
 
 
 def _wanted(masters: int | None, replicas: int | None) -> list[PlannedNode]:

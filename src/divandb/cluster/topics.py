@@ -2,6 +2,7 @@
 
     divandb.<cluster>.masters          one partition a slot; masters read and write
     divandb.<cluster>.replicas.<slot>  one partition; the slot's master writes, its replicas read
+    divandb.<cluster>.claims           one partition; all nodes read and write
 
 A slot's number is its partition: ``m1`` has partition 0.
 """
@@ -36,8 +37,18 @@ def replicas(cluster: str, slot: str) -> str:
     return f"divandb.{cluster}.replicas.{slot}"
 
 
+def claims(cluster: str) -> str:
+    """Where nodes say which slot they take over."""
+    return f"divandb.{cluster}.claims"
+
+
+def principal_of(member: Member) -> str:
+    """Who a node is on the boards: a slot's principal has the slot's name, whoever holds it."""
+    return member.slot if member.role == MASTER else member.name
+
+
 def layout(cluster: str, members: Iterable[Member]) -> dict[str, tuple[int, Access]]:
-    """Topic → (partitions, who may do what); a slot's principal has the slot's name."""
+    """Topic → (partitions, who may do what)."""
     known = list(members)
     slots = sorted({one.slot for one in known if one.role == MASTER}, key=partition_of)
     found: dict[str, tuple[int, Access]] = {
@@ -52,6 +63,7 @@ def layout(cluster: str, members: Iterable[Member]) -> dict[str, tuple[int, Acce
             1,
             {slot: _BOTH, **dict.fromkeys(readers, _READ)},
         )
+    found[claims(cluster)] = (1, dict.fromkeys(map(principal_of, known), _BOTH))
     return found
 
 

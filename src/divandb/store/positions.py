@@ -32,3 +32,11 @@ def write(connection: Connection, position: Position) -> None:
         "INSERT OR REPLACE INTO position VALUES (?, ?, ?, ?, ?)",
         (position.board, position.topic, position.partition, position.identity, position.next),
     )
+
+
+def read_all(connection: Connection) -> list[Position]:
+    """Every position in the file."""
+    rows: Any = connection.execute(
+        "SELECT board, topic, partition, identity, next FROM position ORDER BY topic, partition"
+    )
+    return [Position(*row) for row in rows]
