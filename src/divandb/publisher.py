@@ -18,8 +18,12 @@ from divandb.telemetry import Log, Trouble
 
 ROWS_MAX = 256
 """Writes of a page."""
-LINGER_S = 0.004
-"""The shortest time between the beginnings of two pages."""
+LINGER_S_MIN = 0.004
+LINGER_S_MAX = 0.025
+LINGERS_PER_PAGE = 3.0
+"""From the beginning of one page to that of the next it takes so many times what the page took: the
+busier the machine, the larger the pages, and the cheaper each write in them.
+"""
 TRIM_ROWS_MAX = 1024
 """So many published rows may stay in the outbox: after a crash they go out once more."""
 TRIM_S = 0.5
@@ -64,7 +68,8 @@ class Publisher:
         self.published = 0
         """The last outbox row that is on the board."""
         self._trimmed = 0
-        self._sent_at = 0.0
+        self._began = 0.0
+        self._took_s = 0.0
 
     @property
     def failing(self) -> str | None:
@@ -95,6 +100,7 @@ class Publisher:
             return
         for batch in batches(self._messages(page), self._batch_bytes_max):
             await self._send(batch)
+        self._took_s = asyncio.get_running_loop().time() - self._began
         self.published = page.upto
         self._tell(page.origin, page.oseq)
         if self.published - self._trimmed >= TRIM_ROWS_MAX:
@@ -105,8 +111,9 @@ class Publisher:
         more than a write in it.
         """
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(max(self._sent_at + LINGER_S - loop.time(), 0.0))
-        self._sent_at = loop.time()
+        linger_s = min(max(self._took_s * LINGERS_PER_PAGE, LINGER_S_MIN), LINGER_S_MAX)
+        await asyncio.sleep(max(self._began + linger_s - loop.time(), 0.0))
+        self._began = loop.time()
 
     async def _rest(self) -> None:
         """Wait for something new. Rows that are on the board go in the quiet, since each time they
