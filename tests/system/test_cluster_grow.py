@@ -29,7 +29,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def added(cluster: Cluster, *arguments: str) -> list[str]:
     """Run `divandb add`; the names of the new nodes, which the cluster knows from here on."""
-    done = divandb("add", *arguments, "--data", str(cluster.data))
+    done = divandb("add", *arguments, "--data", str(cluster.data), **cluster.environment)
     assert done.returncode == 0, done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()]
     for name in names:
