@@ -4,7 +4,7 @@ import asyncio
 
 from divandb.board.base import EventBoard, Unreachable
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 RETRY_S = 0.05
 READ_BYTES_MAX = 10**6
 

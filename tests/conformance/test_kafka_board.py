@@ -24,7 +24,7 @@ from divandb.board.base import (
 from divandb.board.kafka import KafkaBoard
 from divandb.board.kafka_client import BATCH_OVERHEAD_BYTES, KafkaBounds
 from divandb.config import BoardAccess, KafkaAccess
-from tests.boards import check_prefixes, persist, read_all
+from tests.boards import PATIENCE_S, check_prefixes, persist, read_all
 from tests.conformance.conftest import ADMIN, LIMITS, Kafka, secret_of
 
 T = "divandb.test.t"
@@ -256,7 +256,9 @@ async def test_closing_lets_go_of_all_threads(kafka: Kafka) -> None:
     print(f"a client that reads and writes has {len(threads() - ours)} threads")
     assert threads() - ours
     await client.close()
-    assert not threads() - ours
+    async with asyncio.timeout(PATIENCE_S):  # on a busy machine they end a little later
+        while threads() - ours:
+            await asyncio.sleep(0.05)
     with pytest.raises(Unreachable):
         await waiting
     await board.close()

@@ -196,8 +196,9 @@ class Pen:
                     producer.poll(POLL_S)  # the message that it is about says more
                 self._tell(self.fail, self._error(fatal))
                 break
-        producer.purge(in_queue=True, in_flight=True, blocking=True)
-        producer.poll(0)
+        with contextlib.suppress(KafkaException):  # what is purged is fatal to a session
+            producer.purge(in_queue=True, in_flight=True, blocking=True)
+            producer.poll(0)
         del producer, self._producer  # this ends librdkafka's threads
         self._tell(_settle, self.ended)
 
