@@ -144,11 +144,14 @@ def _measure_cluster(
     os.sched_setaffinity(0, cores)
     folder = _folder(arguments, stack)
     program = arguments.divandb or servers.divandb_path()
-    started = servers.cluster(program, folder, replication.MASTERS, replication.REPLICAS, cores)
+    masters, replicas = replication.MASTERS, replication.REPLICAS
+    started = servers.cluster(program, folder, masters, replicas, cores, arguments.board)
     cluster = stack.enter_context(started)
     if not report.about:
         report.about |= _about(arguments, report.settings, cluster.target, folder)
         _note_tmpfs(arguments, report, folder)
+    if arguments.board is not None:
+        report.notes.append("boards on Kafka; its brokers are counted nowhere")
     report.cluster = replication.measure(cluster, report.settings, folder, _say)
 
 
@@ -316,6 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pid", type=int, action="append", default=[], help="its process (with children); repeat")
     add("--name", default="server", help="what to call it in the table")
     add("--divandb", type=Path, metavar="PROGRAM", help="the divandb command of a node to start")
+    add("--board", metavar="URL", help="the cluster's boards are on Kafka: kafka://HOST:PORT")
     add("--folder", type=Path, help="where to make the temporary folder (the disk matters)")
     add("--cores", type=_numbers, metavar="A,B", help="core of the server, core of the load")
     add("--docs", type=int, help=f"documents in the database ({FULL.docs})")

@@ -154,17 +154,26 @@ class Cluster:
 
 @contextmanager
 def cluster(
-    program: Path, folder: Path, masters: int, replicas: int, cores: set[int]
+    program: Path,
+    folder: Path,
+    masters: int,
+    replicas: int,
+    cores: set[int],
+    board: str | None = None,
 ) -> Iterator[Cluster]:
-    """A cluster of our own on its own board, on free ports, data below ``folder``."""
+    """A cluster of our own on free ports, data below ``folder``; on its own board, or on those of
+    this URL.
+    """
     user, password = "bench", secrets.token_hex(16)
     data, log = folder / "data", folder / "divandb.log"
     command = [str(program), "up", "--masters", str(masters), "--replicas", str(replicas)]
     command += ["--port", "0", "--data", str(data), "--admin", f"{user}:{password}"]
+    command += [] if board is None else ["--board", board]
+    count = masters * (1 + replicas) + (board is None)
     start = time.perf_counter()
     with _running(command, cores, log) as process:
         basic = _basic(user, password)
-        members = _started_members(data, basic, process, log, masters * (1 + replicas) + 1)
+        members = _started_members(data, basic, process, log, count)
         for one in members:
             path = BOARD_UP if one.role == BOARD else "/_up"
             _wait_until_up(one.target, process, log, path, START_POLL_S)

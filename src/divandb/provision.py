@@ -44,7 +44,9 @@ class Report:
     """Principal → topic → what the brokers let it do."""
     readers: list[Reader] = dataclasses.field(default_factory=list)
     wrong: list[str] = dataclasses.field(default_factory=list)
-    """A line each."""
+    """Why nodes cannot work there, or who may do too much; a line each."""
+    poor: list[str] = dataclasses.field(default_factory=list)
+    """What works, and is not as it was asked for."""
 
 
 async def init(file: KafkaFile) -> None:
@@ -99,9 +101,9 @@ async def _as_admin(file: KafkaFile, report: Report) -> None:
                 )
             copies = await board.admin.copies(topic)
             settings = await board.admin.topic_settings(topic)
-            report.wrong += [f"{topic}: {one}" for one in flaws(settings, copies, file.topics)]
+            report.poor += [f"{topic}: {one}" for one in flaws(settings, copies, file.topics)]
             if brokers > 1 and copies == 1:
-                report.wrong.append(f"{topic}: has one copy, though there are {brokers} brokers")
+                report.poor.append(f"{topic}: has one copy, though there are {brokers} brokers")
             if file.admin.kafka.has_principals:
                 await _check_rights(board, topic, access, report)
     finally:
@@ -164,6 +166,8 @@ async def _as_member(file: KafkaFile, member: Member, report: Report) -> list[To
             report.rights.setdefault(name, {})[topic] = has
             if has != wanted:
                 report.wrong.append(f"{name} may {_shown(has)} {topic}, not {_shown(wanted)}")
+    except Unreachable:
+        raise
     except BoardError as problem:
         report.wrong.append(f"{name}: {problem.reason}")
     finally:

@@ -26,6 +26,7 @@ from divandb import datadir
 from divandb.board.base import Refused, TopicInfo
 from divandb.board.kafka import KafkaBoard
 from divandb.board.kafka_client import KafkaBounds, common
+from divandb.cli.boards import POOR, SILENT, WRONG
 from divandb.cluster import topics, trust
 from divandb.config import BoardAccess, Member
 from tests.running import BOARD, KAFKA, Cluster, clustered, divandb
@@ -234,7 +235,7 @@ def test_topics_that_are_deleted_and_made_again_lose_nothing(own: Cluster, db: s
             done.result(10)
         own.await_true(lambda: says(own, "m1", "UNKNOWN_TOPIC"), SEEN_S_MAX)
         done = boards(own, "check")
-        assert done.returncode == 1
+        assert done.returncode == WRONG
         assert f"{names[0]}: " in done.stderr
         done = boards(own, "init")
         assert done.returncode == 0, done.stderr
@@ -296,7 +297,7 @@ def test_a_smaller_limit_is_told_and_larger_documents_go_in_pieces(own: Cluster,
     assert own.everywhere(lambda at: own.request("GET", f"/{db}/large", node=at)[1]["text"]) == text
     assert "m1 small messages only topic=" in own.log.read_text()
     done = boards(own, "check")
-    assert done.returncode == 1
+    assert done.returncode == POOR
     assert f"{names[0]}: takes messages of {399 * KIB} bytes, not {1024 * KIB}" in done.stderr
     for topic in names:
         alter(own, topic, max_message_bytes=1025 * KIB)
@@ -348,6 +349,19 @@ def test_without_an_admin_boards_that_are_not_set_up_are_not_started_on(
     done = divandb("up", *place, "--board", own.broker.ensemble.url)
     assert done.returncode == 1
     assert "m1" in done.stderr and "with DIVANDB_BOARD_ADMIN_SECRET they are set up" in done.stderr
+
+
+def test_a_cluster_starts_again_while_no_broker_answers(own: Cluster, db: str) -> None:
+    assert own.broker is not None
+    own.broker.stop()
+    assert boards(own, "check").returncode == SILENT
+    own.restart()
+    write_at_all(own, db)
+    own.await_true(lambda: bool(failures(own, "m1")), SEEN_S_MAX)
+    own.broker.start()
+    own.broker.await_up()
+    own.await_true(lambda: all_well(own), SEEN_S_MAX)
+    own.await_converged()
 
 
 def test_files_for_several_hosts_set_the_boards_up_and_let_a_node_check_them(

@@ -60,8 +60,8 @@ class Hands:
         self.broken: list[Pen] = []
         self.made: list[Pen | Tail] = []
 
-    def pen(self, message_bytes_max: int = 20_000) -> Pen:
-        paper = Paper(TOPIC, 0, message_bytes_max)
+    def pen(self, topic: str = TOPIC) -> Pen:
+        paper = Paper(topic, 0, 20_000)
         pen = Pen(self.settings, self.bounds, "me", paper, self.broken.append)
         self.made.append(pen)
         return pen
@@ -195,18 +195,17 @@ def test_without_brokers_everything_is_unreachable_and_nothing_hangs(mock: Mock)
 
 def test_a_pen_that_waits_too_long_breaks_and_so_does_all_that_it_has(mock: Mock) -> None:
     async def body(hands: Hands) -> None:
-        pen = hands.pen()
-        await pen.write([b"a"])
-        pen._bounds = KafkaBounds(answer_s_max=0.0)
-        for _ in range(2):
+        pen = hands.pen("nowhere")  # librdkafka waits for such a topic to come
+        writes = [asyncio.create_task(pen.write([b"%d" % number])) for number in range(3)]
+        for write in writes:
             with pytest.raises(Unreachable):
-                await pen.write([b"b"])
+                await write
         assert hands.broken == [pen]
         await pen.ended
         with pytest.raises(Unreachable):
-            await pen.write([b"c"])
+            await pen.write([b"later"])
 
-    with_hands(mock, body)
+    with_hands(mock, body, KafkaBounds(answer_s_max=0.2))
 
 
 def test_a_pen_takes_no_more_than_its_bounds(mock: Mock) -> None:

@@ -149,7 +149,7 @@ def _write(
         _tell(board, signal.SIGHUP)
         return
     try:
-        boards.set_up(data, cluster.board)
+        boards.set_up(data, cluster.board, is_new=True)
     except ValueError:
         datadir.write_members(data, nodes)
         raise

@@ -1,14 +1,18 @@
 """`divandb board init` and `divandb board check`: boards on Apache Kafka, set up and looked at."""
 
 import asyncio
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from divandb import datadir, provision
+from divandb.board.base import Unreachable
 from divandb.cli import options
+from divandb.cli.boards import POOR, SILENT, WRONG
 from divandb.cli.run import one_line_errors
 from divandb.cli.tables import table
 from divandb.config import BoardAccess, Member
@@ -46,13 +50,15 @@ def init(path: Path | None, data: Path, url: str | None) -> None:
     """Make topics, principals and rights on Apache Kafka, or bring them up to date, and check them.
 
     For the members of FILE, or of the data folder. Settings of a topic that is there stay as they
-    are. The exit status is 1 if something is wrong.
+    are. The exit status is 1 if nodes cannot work there, 3 if they can and something is not as it
+    was asked for, 75 if no broker answers.
     """
     with one_line_errors():
         found, places = _file(path, data, url)
         if not found.admin.principal and found.admin.kafka.has_principals:
             raise ConfigFileError("it takes an admin: set DIVANDB_BOARD_ADMIN_SECRET")
-        report = asyncio.run(_init(found, places))
+        with _answering():
+            report = asyncio.run(_init(found, places))
     _finish(report, is_short=True)
 
 
@@ -69,11 +75,13 @@ def init(path: Path | None, data: Path, url: str | None) -> None:
 def check(path: Path | None, data: Path, url: str | None) -> None:
     """Show offsets, lag and rights on Apache Kafka, and what is wrong.
 
-    For the members of FILE, or of the data folder. The exit status is 1 if something is wrong.
+    For the members of FILE, or of the data folder. The exit status is 1 if nodes cannot work there,
+    3 if they can and something is not as it was asked for, 75 if no broker answers.
     """
     with one_line_errors():
         found, places = _file(path, data, url)
-        report = asyncio.run(provision.check(found, places))
+        with _answering():
+            report = asyncio.run(provision.check(found, places))
     _finish(report, is_short=False)
 
 
@@ -142,9 +150,19 @@ def _finish(report: Report, *, is_short: bool) -> None:
     text = shown(report, is_short=is_short)
     if text:
         click.echo(text)
-    for line in report.wrong:
+    for line in [*report.wrong, *report.poor]:
         click.echo(f"divandb: {line}", err=True)
-    sys.exit(1 if report.wrong else 0)
+    sys.exit(WRONG if report.wrong else POOR if report.poor else 0)
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Ends the command if no broker answers."""
+    try:
+        yield
+    except Unreachable as problem:
+        click.echo(f"divandb: {problem.reason}", err=True)
+        sys.exit(SILENT)
 
 
 def shown(report: Report, *, is_short: bool) -> str:

@@ -134,8 +134,9 @@ def up(
             secret = datadir.make_secret(data, SystemRng())
             if needs_board(nodes) or url is not None:
                 streams.warm()
-            kafka = None if url is None else _on_kafka(data, url)
-            whole = Layout(data, known, limits, secret, founding=is_new(data, nodes), kafka=kafka)
+            founding = is_new(data, nodes)
+            kafka = None if url is None else _on_kafka(data, url, founding)
+            whole = Layout(data, known, limits, secret, founding=founding, kafka=kafka)
 
             def plan_now() -> list[ChildSpec]:
                 members, ports = datadir.read_members(data), datadir.read_ports(data)
@@ -185,9 +186,9 @@ def _printed(
         return plan.write(made, nodes, out)
 
 
-def _on_kafka(data: Path, url: str) -> BoardAccess:
+def _on_kafka(data: Path, url: str, founding: bool) -> BoardAccess:
     """How nodes open the boards on Kafka, which are set up by then."""
-    access = boards.set_up(data, url)
+    access = boards.set_up(data, url, is_new=founding)
     importlib.import_module("divandb.board.kafka")  # once, for all nodes
     return access
 
