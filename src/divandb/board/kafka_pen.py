@@ -85,7 +85,7 @@ class Pen:
         self.ended = self._loop.create_future()
         """Done once the thread has let go of everything."""
         request_bytes = min(paper.message_bytes_max, REQUEST_BYTES_MAX)
-        self._producer = Producer(
+        self._producer: Producer | None = Producer(
             settings
             | {
                 "enable.idempotence": True,
@@ -136,11 +136,15 @@ class Pen:
         def delivered(problem: KafkaError | None, message: Message) -> None:
             self._delivered(publish, problem, message)
 
+        producer = self._producer
+        if producer is None:  # its session has just ended, which we hear of in a moment
+            self.fail(Unreachable(f"{self._who} could not write {paper.topic}: it is over."))
+            return publish
         try:
             if not self._due.is_set():
-                self._producer.poll(0)  # what was told before is old news
+                producer.poll(0)  # what was told before is old news
             self._due.set()
-            taken = self._producer.produce_batch(
+            taken = producer.produce_batch(
                 paper.topic, [{"value": one} for one in messages], paper.partition, delivered
             )
         except (BufferError, KafkaException) as problem:
@@ -187,6 +191,7 @@ class Pen:
 
     def _run(self) -> None:
         producer = self._producer
+        assert producer is not None
         while not self._is_broken:
             is_due = self._due.wait(IDLE_S)
             try:
@@ -199,7 +204,8 @@ class Pen:
         with contextlib.suppress(KafkaException):  # what is purged is fatal to a session
             producer.purge(in_queue=True, in_flight=True, blocking=True)
             producer.poll(0)
-        del producer, self._producer  # this ends librdkafka's threads
+        self._producer = None
+        del producer  # this ends librdkafka's threads
         self._tell(_settle, self.ended)
 
     def _delivered(self, publish: _Publish, problem: KafkaError | None, message: Message) -> None:
