@@ -25,6 +25,8 @@ import msgspec
 from divandb.clock import Clock, Rng
 
 SECRET_BYTES = 32
+BOARD = "board"
+"""Name and role of the embedded board's process."""
 ADMIN_USER = "admin"
 PASSWORD_BYTES = 18
 LOCK_POLL_S = 0.05

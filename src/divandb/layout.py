@@ -22,14 +22,13 @@ from divandb.board.embedded_server import BoardConfig, Steward
 from divandb.cluster import topics, trust
 from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member, TopicSettings
 from divandb.configfile import BOARD_ADMIN, KafkaFile
-from divandb.datadir import PlannedNode
+from divandb.datadir import BOARD, PlannedNode
 from divandb.pulse import Sockets
 from divandb.server import serve
 from divandb.store.file import FILE_NAME
 from divandb.supervisor import ChildSpec
 
 CACHE_BYTES_MIN = 2 * 2**20
-BOARD = "board"
 
 
 def planned(masters: int, replicas: int) -> list[PlannedNode]:

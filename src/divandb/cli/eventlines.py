@@ -17,7 +17,6 @@ from divandb.follow import Item, Moved, Seen, Unread
 from divandb.revtree import Attachment, Leaf
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_YEARS_MAX = timedelta(days=365 * 7000)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -110,11 +109,9 @@ def _raw(text: bytes) -> msgspec.Raw | str:
 
 
 def _time(stamp: int) -> str:
-    """RFC 3339, in UTC; empty for what no calendar has."""
-    since = timedelta(milliseconds=min(stamp_ms(stamp), _YEARS_MAX // timedelta(milliseconds=1)))
-    if since == _YEARS_MAX:
-        return ""
-    return (_EPOCH + since).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """RFC 3339, in UTC; no stamp that an event may have lies beyond the calendar."""
+    moment = _EPOCH + timedelta(milliseconds=stamp_ms(stamp))
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def as_line(item: Item) -> str:

@@ -35,9 +35,8 @@ from divandb.configfile import (
     reader_entry,
     reader_text,
 )
-from divandb.datadir import ClusterRecord, DataDirError
+from divandb.datadir import BOARD, ClusterRecord, DataDirError
 from divandb.follow import END, START, Follower, Item, open_board
-from divandb.layout import BOARD
 from divandb.tls import Tls
 
 SECRET_BYTES = 32

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from divandb import datadir
-from divandb.datadir import ClusterRecord, DataDirError, NodeRecord
-from divandb.layout import BOARD
+from divandb.datadir import BOARD, ClusterRecord, DataDirError, NodeRecord
 
 
 @contextlib.contextmanager
