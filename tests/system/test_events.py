@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from bench import bare
+from bench.servers import BenchError
 from deploy.kafka.broker import JARS
 from tests.running import COMMAND, EMBEDDED, KAFKA, Cluster, clustered, divandb
 
@@ -123,20 +125,21 @@ def followed(request: pytest.FixtureRequest) -> Cluster:
 
 
 def test_all_changes_of_all_masters_are_printed(followed: Cluster) -> None:
-    found = tailed("--data", str(followed.data), "--database", "shop", **admin_of(followed))
-    bodies = {one["id"]: one["leaves"][0]["body"] for one in found if one["kind"] == "document"}
+    found = tailed("--data", str(followed.data), **admin_of(followed))
+    shop = [one for one in found if one["database"] == "shop"]
+    bodies = {one["id"]: one["leaves"][0]["body"] for one in shop if one["kind"] == "document"}
     assert bodies["order-2"]["item"] == "chair"
     assert bodies["large"]["text"] == "x" * LARGE_CHARS
     assert set(bodies["order-1"]["_attachments"]) == {"note"}, "the latest comes last"
-    assert {one["kind"] for one in found} == {"created", "document", "register"}
-    assert {one["slot"] for one in found} == {"m1", "m2"}
-    for slot, partition in (("m1", 0), ("m2", 1)):
-        alone = tailed("--data", str(followed.data), "--slot", slot, **admin_of(followed))
-        assert {one["partition"] for one in alone} == {partition}
-        marks: dict[str, int] = {}
-        for one in alone:
-            assert one["after"] == marks.get(one["origin"], one["after"])
-            marks[one["origin"]] = one["mark"]
+    assert {one["kind"] for one in shop} == {"created", "document", "register"}
+    assert {(one["slot"], one["partition"]) for one in found} == {("m1", 0), ("m2", 1)}
+    marks: dict[str, int] = {}
+    for one in found:
+        assert one["after"] == marks.get(one["origin"], one["after"])
+        marks[one["origin"]] = one["mark"]
+    chosen = ("--slot", "m2", "--from", "1", "--database", "shop")
+    part = tailed("--data", str(followed.data), *chosen, **admin_of(followed))
+    assert part == [one for one in shop if one["slot"] == "m2" and one["offset"] >= 1]
 
 
 def test_a_reader_follows_until_ctrl_c_may_do_nothing_else_and_nothing_once_removed(
@@ -262,3 +265,22 @@ def test_the_example_with_the_console_consumer_shows_a_partition(
         b"Partition:0\tOffset:0\t\\x9B\x01\xa2m1".replace(b"\x01\xa2", b"\\x01\\xA2")
     )
     assert [line for line in lines if b"created\\xA4shop" in line]
+
+
+# What the benchmark holds boards against
+
+
+@pytest.mark.kafka
+def test_a_bare_loop_sends_the_bytes_of_the_board_through_its_broker(
+    on_kafka: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in admin_of(on_kafka).items():
+        monkeypatch.setenv(name, value)
+    assert on_kafka.broker is not None
+    url = on_kafka.broker.ensemble.url
+    topic = f"divandb.{on_kafka.request('GET', '/')[1]['uuid']}.masters"
+    outcome = bare.measured(bare.Plan(url, topic, rate=50.0, seconds=1.0))
+    assert 40 <= outcome.messages <= 50 and 0 < outcome.p50_ms <= outcome.p99_ms
+    assert outcome.message_bytes > 100, "an event has more"
+    with pytest.raises(BenchError, match="the bare loop failed"):
+        bare.Running(bare.Plan(url, f"{topic}.missing", rate=1.0, seconds=1.0))

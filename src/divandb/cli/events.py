@@ -18,7 +18,6 @@ from divandb.board.base import BoardError, EventBoard, Refused
 from divandb.cli import boards, options
 from divandb.cli.eventlines import as_json, as_line
 from divandb.cli.folder import alone, board_of, running, tell
-from divandb.cli.run import one_line_errors
 from divandb.clock import Rng, SystemRng
 from divandb.cluster import topics, trust
 from divandb.cluster.topics import check_reader, partition_of
@@ -350,8 +349,9 @@ async def _may_read(board: EventBoard, topic: str) -> bool | None:
 
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
-    with one_line_errors():
-        try:
-            yield
-        except ValueError as problem:
-            raise click.ClickException(str(problem)) from None
+    """Expected errors end the command with a line."""
+    os.umask(0o077)  # what it writes is for its owner only
+    try:
+        yield
+    except (DataDirError, BoardError, ValueError, OSError) as problem:
+        raise click.ClickException(str(problem)) from None
