@@ -165,6 +165,9 @@ def test_a_reader_follows_until_ctrl_c_may_do_nothing_else_and_nothing_once_remo
         assert process.wait(LINE_S_MAX) == 0
         assert (process.stdout.read(), process.stderr.read()) == (b"", b"")
     arguments = ("--remove", "--data", str(followed.data))
+    if followed.broker is not None:
+        nobody = divandb("events", "reader", "follower", *arguments)
+        assert nobody.returncode == 1 and "it takes an admin" in nobody.stderr
     removed = divandb("events", "reader", "follower", *arguments, **admin_of(followed))
     assert removed.returncode == 0, removed.stderr
     refused = divandb("events", "tail", "--config", str(file))

@@ -286,15 +286,19 @@ def _change(
     changed: BoardAccess,
 ) -> None:
     """Remember the readers, and have the boards know. ``changed``: who is new, or gone."""
-    datadir.write_readers(data, readers)
     board = board_of(record)
+    if board is None:
+        admin, _ = kafka_given(record.board, os.environ)
+        if admin.kafka.has_principals and not admin.principal:
+            raise ConfigFileError("it takes an admin: set DIVANDB_BOARD_ADMIN_SECRET")
+    datadir.write_readers(data, readers)
     if board is not None:
         tell(board, signal.SIGHUP)
         topic = topics.masters(_cluster(data))
         asyncio.run(_until(changed, topic, may_read=changed.principal in readers))
         return
     try:
-        boards.set_up(data, record.board)
+        boards.set_up(data, record.board, is_new=True)
     except ValueError:
         datadir.write_readers(data, before)
         raise
