@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _leave)
     try:
         settings = _settings(arguments)
+        if arguments.board is not None and cases.REPLICATION not in arguments.only:
+            raise BenchError("--board is for the cluster: `replication`")
         report = _run(arguments, settings)
     except UNREACHABLE as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -144,15 +146,23 @@ def _measure_cluster(
     os.sched_setaffinity(0, cores)
     folder = _folder(arguments, stack)
     program = arguments.divandb or servers.divandb_path()
-    masters, replicas = replication.MASTERS, replication.REPLICAS
-    started = servers.cluster(program, folder, masters, replicas, cores, arguments.board)
+    size = (replication.MASTERS, replication.REPLICAS)
+    embedded_per_s = None
+    if arguments.board is not None:
+        (folder / "embedded").mkdir()
+        with servers.cluster(program, folder / "embedded", *size, cores) as other:
+            _say("cluster on the embedded board: the highest rate")
+            embedded_per_s = replication.highest_rate(other, report.settings, folder)
+    started = servers.cluster(program, folder, *size, cores, arguments.board)
     cluster = stack.enter_context(started)
     if not report.about:
         report.about |= _about(arguments, report.settings, cluster.target, folder)
         _note_tmpfs(arguments, report, folder)
     if arguments.board is not None:
-        report.notes.append("boards on Kafka; its brokers are counted nowhere")
-    report.cluster = replication.measure(cluster, report.settings, folder, _say)
+        report.about["board"] = f"{arguments.board}; its brokers are counted nowhere"
+    report.cluster = replication.measure(
+        cluster, report.settings, folder, _say, arguments.board, embedded_per_s
+    )
 
 
 def _folder(arguments: argparse.Namespace, stack: ExitStack) -> Path:
@@ -319,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pid", type=int, action="append", default=[], help="its process (with children); repeat")
     add("--name", default="server", help="what to call it in the table")
     add("--divandb", type=Path, metavar="PROGRAM", help="the divandb command of a node to start")
-    add("--board", metavar="URL", help="the cluster's boards are on Kafka: kafka://HOST:PORT")
+    add("--board", type=_board, metavar="URL", help="the cluster's boards: kafka://HOST:PORT")
     add("--folder", type=Path, help="where to make the temporary folder (the disk matters)")
     add("--cores", type=_numbers, metavar="A,B", help="core of the server, core of the load")
     add("--docs", type=int, help=f"documents in the database ({FULL.docs})")
@@ -337,6 +347,12 @@ def _names(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
     return names
+
+
+def _board(text: str) -> str:
+    if not text.startswith("kafka://"):
+        raise argparse.ArgumentTypeError("it must be kafka://HOST:PORT")
+    return text
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,5 +1,8 @@
 """A cluster of our own, 3 masters with 3 replicas each: what replication costs, and how late it is.
 
+With boards on Apache Kafka (``--board``) what is seen is held against a bare loop through the same
+broker (``bare``), and against the rate on the embedded board.
+
 All processes and the load share the same cores. In order: start and idle; the highest rate of PUTs
 at which every node keeps up; the lag at shares of that rate; bulk writes; reads; idle again.
 """
@@ -14,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench import cases, documents, lag, load, paced, proc, stats
+from bench import bare, cases, documents, lag, load, paced, proc, stats
 from bench.servers import BOARD, MASTER, REPLICA, BenchError, Cluster, Member
 
 MASTERS, REPLICAS = 3, 3
@@ -66,6 +69,12 @@ class Lateness:
     writing: Writing
     lags: lag.Lags
     marks_per_s: float
+    beside: bare.Outcome | None = None
+    """As many of the same bytes as there were marks, by a bare loop through the same broker, beside
+    the load; if the boards are on Kafka.
+    """
+    alone: bare.Outcome | None = None
+    """The whole rate of the same bytes by a bare loop, with nothing beside it."""
 
     @property
     def per_s(self) -> float:
@@ -90,6 +99,8 @@ class Outcome:
     """All that was found."""
 
     start_s: float
+    embedded_per_s: float | None = None
+    """The highest rate on the embedded board, if this one is not."""
     idles: list[stats.Idle] = field(default_factory=list)
     writings: list[Writing] = field(default_factory=list)
     lags: list[Lateness] = field(default_factory=list)
@@ -105,6 +116,7 @@ class Outcome:
         parts += [stats.idle_table(self.idles)] if self.idles else []
         parts += [writing_table(self.writings)] if self.writings else []
         parts += [lag_table(self.lags)] if self.lags else []
+        parts += [kafka_table(self)] if self.embedded_per_s is not None else []
         parts += [bulk_table(self.bulks)] if self.bulks else []
         parts += [stats.result_table(self.reads, "")] if self.reads else []
         return "\n\n".join(parts)
@@ -113,12 +125,19 @@ class Outcome:
         """For programs, with every single lag."""
         return {
             "start_s": self.start_s,
+            "embedded_per_s": self.embedded_per_s,
             "idle": [asdict(one) for one in self.idles],
             "writes": [asdict(one) | {"per_s": one.per_s} for one in self.writings],
             "lags": [asdict(one) for one in self.lags],
             "bulk": [asdict(one) for one in self.bulks],
             "reads": [one.as_json() for one in self.reads],
         }
+
+    @property
+    def highest_per_s(self) -> float:
+        """The highest rate at which all nodes kept up."""
+        sustained = [one.per_s for one in self.writings if one.is_sustained]
+        return max(sustained, default=self.writings[-1].per_s)
 
     @property
     def errors(self) -> dict[str, int]:
@@ -130,10 +149,17 @@ class Outcome:
 
 
 def measure(
-    cluster: Cluster, settings: cases.Settings, folder: Path, say: Callable[[str], None]
+    cluster: Cluster,
+    settings: cases.Settings,
+    folder: Path,
+    say: Callable[[str], None],
+    board: str | None = None,
+    embedded_per_s: float | None = None,
 ) -> Outcome:
-    """Everything, in order. BenchError when a node does not keep what it was sent."""
-    run = Run(cluster, settings, folder, Outcome(cluster.start_s))
+    """Everything, in order. ``board`` is the URL of boards on Kafka, ``embedded_per_s`` the rate
+    without them. BenchError when a node does not keep what it was sent.
+    """
+    run = Run(cluster, settings, folder, Outcome(cluster.start_s, embedded_per_s), board)
     steps: dict[str, Callable[[], None]] = {
         "idle": lambda: run.idle("cluster after start"),
         "the highest rate": run.find_rate,
@@ -148,6 +174,13 @@ def measure(
     return run.outcome
 
 
+def highest_rate(cluster: Cluster, settings: cases.Settings, folder: Path) -> float:
+    """The highest rate of PUTs, and nothing else."""
+    run = Run(cluster, settings, folder, Outcome(cluster.start_s))
+    run.find_rate()
+    return run.outcome.highest_per_s
+
+
 @dataclass(slots=True)
 class Run:
     """The measurements."""
@@ -156,6 +189,7 @@ class Run:
     settings: cases.Settings
     folder: Path
     outcome: Outcome
+    board: str | None = None
     turns: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def idle(self, when: str) -> None:
@@ -172,32 +206,49 @@ class Run:
             writing = self._write(next_rate(writing))
             self.outcome.writings.append(writing)
 
-    @property
-    def _highest_per_s(self) -> float:
-        sustained = [one.per_s for one in self.outcome.writings if one.is_sustained]
-        return max(sustained, default=self.outcome.writings[-1].per_s)
-
     def find_lags(self) -> None:
         """Lags while an open loop writes at shares of the highest rate."""
-        highest = self._highest_per_s
+        highest = self.outcome.highest_per_s
         for share in LOADS:
             db = self._database("marks")
             plan = replace(self._plan(db), seed=f"marks {share}")
             with contextlib.closing(lag.Probe(self.cluster.nodes, plan)) as probe:
                 probe.warm_up()
-                self.outcome.lags.append(self._lateness(probe, share, share * highest))
+                found = self._lateness(probe, share, share * highest)
+            self.outcome.lags.append(self._with_bare(found))
+
+    def _with_bare(self, found: Lateness) -> Lateness:
+        """With what the broker alone takes for the same, right behind it."""
+        if self.board is None:
+            return found
+        return replace(found, alone=bare.measured(self._bare_plan(self.board, found.per_s)))
+
+    def _bare_plan(self, board: str, rate: float, less_s: float = 0.0) -> bare.Plan:
+        uuid = json.loads(self.cluster.target.expect([200], "GET", "/"))["uuid"]
+        seconds = self.settings.cluster_s - less_s
+        return bare.Plan(board, f"divandb.{uuid}.masters", rate, seconds)
 
     def _lateness(self, probe: lag.Probe, share: float, rate: float) -> Lateness:
         marks_per_s = min(MARKS_PER_S_MAX, rate / 2)
+        seconds = self.settings.cluster_s - 2 * HEAD_START_S
         found: list[lag.Lags] = []
+        loop = None
+        if self.board is not None:
+            loop = bare.Running(self._bare_plan(self.board, marks_per_s, 2 * HEAD_START_S))
 
         def look() -> None:
             time.sleep(HEAD_START_S)
-            seconds = self.settings.cluster_s - 2 * HEAD_START_S
+            if loop is not None:
+                loop.go()
             found.append(probe.run(seconds, marks_per_s))
 
-        writing = self._write(rate - marks_per_s, look)
-        return Lateness(share, writing, found[0], marks_per_s)
+        try:
+            writing = self._write(rate - marks_per_s, look)
+            beside = None if loop is None else loop.outcome()
+        finally:
+            if loop is not None:
+                loop.kill()
+        return Lateness(share, writing, found[0], marks_per_s, beside)
 
     def bulk(self) -> None:
         """Bulk requests of new documents over a few connections, until all nodes have them all."""
@@ -377,6 +428,49 @@ def _lag_row(one: Lateness, kind: str) -> list[stats.Cell]:
         stats.number(max(values)),
         one.lags.skipped,
     ]
+
+
+P50_MS_MORE, P99_MS_MORE = 5.0, 20.0
+"""What a write may take beyond twice the bare loop: it crosses two topics."""
+RATE_SHARE_MIN = 0.8
+"""Of the embedded board's rate."""
+
+
+def kafka_table(outcome: Outcome) -> str:
+    """What is seen over Kafka, and the rate, against what they may be."""
+    head = ("on Kafka", "found", "bare loop", "ms", "bound", "within")
+    rows = [row for one in outcome.lags for row in _bound_rows(one)]
+    found, embedded = outcome.highest_per_s, outcome.embedded_per_s or 0.0
+    least = RATE_SHARE_MIN * embedded
+    rate = [
+        "PUT/s that all nodes keep up with", stats.number(found),
+        f"none; on the embedded board {stats.number(embedded)}/s", "-",
+        f"at least {stats.number(least)}", _within(found >= least),
+    ]  # fmt: skip
+    return stats.markdown_table(head, [*rows, rate])
+
+
+def _bound_rows(one: Lateness) -> list[list[stats.Cell]]:
+    values = one.lags.by_kind[lag.OTHER]
+    rows: list[list[stats.Cell]] = []
+    for percent, more in ((50, P50_MS_MORE), (99, P99_MS_MORE)):
+        found = stats.percentile(values, percent)
+        what = f"seen at {lag.OTHER} with {stats.number(one.per_s)} PUT/s, p{percent} ms"
+        for where, loop in (("alone", one.alone), ("beside the load", one.beside)):
+            if loop is None:
+                continue
+            took = loop.p50_ms if percent == 50 else loop.p99_ms
+            most = 2 * took + more
+            how = f"{where}, {stats.number(loop.per_s)}/s"
+            words = f"at most {stats.number(most)}"
+            rows.append(
+                [what, stats.number(found), how, stats.number(took), words, _within(found <= most)]
+            )
+    return rows
+
+
+def _within(is_within: bool) -> str:
+    return "yes" if is_within else "no"
 
 
 def bulk_table(bulks: Sequence[Bulk]) -> str:

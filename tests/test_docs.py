@@ -353,7 +353,8 @@ def options_of(name: str) -> set[str]:
             one = found.get_command(context, inner)
             assert one is not None
             parameters += one.params
-    return {text for one in parameters if isinstance(one, click.Option) for text in one.opts}
+    options = [one for one in parameters if isinstance(one, click.Option)]
+    return {text for one in options for text in (*one.opts, *one.secondary_opts)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

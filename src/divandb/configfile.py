@@ -25,7 +25,7 @@ from divandb.board.embedded_server import BoardConfig
 from divandb.board.log import LogSettings
 from divandb.board.wire import WireLimits
 from divandb.cluster import trust
-from divandb.cluster.topics import partition_of, principal_of
+from divandb.cluster.topics import check_reader, partition_of, principal_of
 from divandb.config import (
     KAFKA,
     MASTER,
@@ -91,6 +91,8 @@ class BoardFile:
     """For whom it makes topics; a URL is a note for people and `divandb add`."""
     secrets: Mapping[str, str]
     """The secret of each member's principal."""
+    readers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name → secret of those who may read the Masters' Event Board besides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +107,27 @@ class KafkaFile:
     secrets: Mapping[str, str]
     """The secret of each member's principal, by the member's name."""
     topics: TopicSettings
+    readers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name → secret of those who may read the Masters' Event Board besides."""
+
+    def reading(self, name: str) -> BoardAccess:
+        """How this reader opens the boards."""
+        return dataclasses.replace(self.admin, principal=name, secret=self.readers[name])
 
     def access(self, member: Member) -> BoardAccess:
         """How this member opens the boards."""
         secret = self.secrets.get(member.name, "")
         return dataclasses.replace(self.admin, principal=principal_of(member), secret=secret)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReaderFile:
+    """A file of one who reads the Masters' Event Board and is no node."""
+
+    access: BoardAccess
+    cluster: str
+    ca: Path | None = None
+    """Whom it trusts behind the embedded board's https URL; ``None``: whom the system trusts."""
 
 
 def read_node(path: Path, environment: Mapping[str, str]) -> NodeFile:
@@ -128,6 +146,35 @@ def read_boards(path: Path, environment: Mapping[str, str]) -> BoardFile | Kafka
     is_kafka = is_kafka_url(environment.get(f"{BOARD_PREFIX}URL", table.get("url")))
     make = kafka_from if is_kafka else board_from
     return make(table, str(path), path.parent, environment, read_text)
+
+
+def read_reader(path: Path, environment: Mapping[str, str]) -> ReaderFile:
+    """Who may read the boards by any file of this package, with the environment over it: a reader,
+    a node, or the boards' admin. Raises ``ConfigFileError``.
+    """
+    table = _read_table(path)
+    if "role" in table:
+        return _reader_in_node(path, read_node(path, environment))
+    if "board" not in table:
+        ca = environment.get(f"{NODE_PREFIX}CA")
+        return _admin_in(path, read_boards(path, environment), None if ca is None else Path(ca))
+    return reader_from(table, str(path), path.parent, environment, read_text)
+
+
+def _reader_in_node(path: Path, file: NodeFile) -> ReaderFile:
+    config = file.config
+    if config.board is None:
+        raise ConfigFileError(f"{path}: there is no board.url: the node is alone")
+    return ReaderFile(config.board, config.keys.cluster, config.tls.ca)
+
+
+def _admin_in(path: Path, file: BoardFile | KafkaFile, ca: Path | None) -> ReaderFile:
+    if isinstance(file, BoardFile):
+        secret = file.config.admins[BOARD_ADMIN]
+        return ReaderFile(BoardAccess(file.url, BOARD_ADMIN, secret), file.cluster, ca)
+    if not file.admin.principal and file.admin.kafka.has_principals:
+        raise ConfigFileError(f"{path}: admin_secret is missing: set DIVANDB_BOARD_ADMIN_SECRET")
+    return ReaderFile(file.admin, file.cluster)
 
 
 def is_of_a_node(path: Path) -> bool:
@@ -207,7 +254,7 @@ def _tls(top: "_Table", ca: Path | None) -> TlsFiles:
     return found
 
 
-def _board_access(top: "_Table", principal: str) -> BoardAccess | None:
+def _board_access(top: "_Table", principal: Any) -> BoardAccess | None:
     board = top.table("board", BOARD_PREFIX)
     access = None
     if board.is_given("url"):
@@ -285,6 +332,19 @@ def _check_node(top: "_Table", found: NodeFile) -> None:
         raise top.wrong("keys.token", f"is for {' '.join(holder)}: not this name, role and slot")
 
 
+def reader_from(
+    table: Mapping[str, Any], name: str, folder: Path, environment: Mapping[str, str], read: Read
+) -> ReaderFile:
+    """A reader's file from its table; see ``node_from``."""
+    top = _Table(table, _Source(name, folder, environment, read), "", NODE_PREFIX)
+    access = _board_access(top, _MISSING)
+    if access is None:
+        raise top.wrong("board.url", "is missing")
+    found = ReaderFile(access, top.hexadecimal("cluster", CLUSTER_CHARS), top.path("ca", None))
+    top.end()
+    return found
+
+
 def board_from(
     table: Mapping[str, Any], name: str, folder: Path, environment: Mapping[str, str], read: Read
 ) -> BoardFile:
@@ -309,6 +369,7 @@ def board_from(
         top.hexadecimal("cluster", CLUSTER_CHARS),
         members,
         secrets,
+        _readers(top, members),
     )
     top.end()
     return found
@@ -327,6 +388,7 @@ def kafka_from(
         members,
         secrets,
         top.numbers("topics", TopicSettings()),
+        _readers(top, members, admin.principal),
     )
     top.end()
     return found
@@ -368,6 +430,23 @@ def _board_members(
         one.end()
     _check_names(top, members)
     return tuple(members), secrets
+
+
+def _readers(
+    top: "_Table", members: Collection[Member], admin: str = BOARD_ADMIN
+) -> dict[str, str]:
+    """Readers and their secrets."""
+    taken = {admin, BOARD_ADMIN, *(one.name for one in members), *map(principal_of, members)}
+    found: dict[str, str] = {}
+    for one in top.tables("readers"):
+        name = one.name("name")
+        try:
+            check_reader(name, {*taken, *found})
+        except ValueError as problem:
+            raise one.wrong("name", f"is wrong: {problem}") from None
+        found[name] = one.principal_secret("secret")
+        one.end()
+    return found
 
 
 def _check_names(top: "_Table", members: list[Member]) -> None:
@@ -667,6 +746,7 @@ def board_text(file: BoardFile) -> str:
         (config.broker, BrokerLimits()), (config.wire, WireLimits()), (config.log, LogSettings())
     )
     parts += [member_text(one, file.secrets[one.name]) for one in file.members]
+    parts += [reader_entry(name, secret) for name, secret in file.readers.items()]
     return "\n".join(parts)
 
 
@@ -687,6 +767,7 @@ def kafka_text(file: KafkaFile) -> str:
     }
     parts = [_pairs(top), *_limits_text((file.topics, TopicSettings()), name="topics")]
     parts += [member_text(one, file.secrets.get(one.name, "")) for one in file.members]
+    parts += [reader_entry(name, secret) for name, secret in file.readers.items()]
     return "\n".join(parts)
 
 
@@ -704,6 +785,17 @@ def _access_keys(access: BoardAccess) -> dict[str, Any]:
 def member_text(member: Member, secret: str) -> str:
     """A member in a board's file."""
     return f"[[members]]\n{_pairs({**dataclasses.asdict(member), 'secret': secret})}"
+
+
+def reader_entry(name: str, secret: str) -> str:
+    """A reader in a board's file."""
+    return f"[[readers]]\n{_pairs({'name': name, 'secret': secret})}"
+
+
+def reader_text(file: ReaderFile) -> str:
+    """The file from which ``reader_from`` makes this again."""
+    top = {"cluster": file.cluster, "ca": None if file.ca is None else os.fspath(file.ca)}
+    return f"{_pairs(top)}\n[board]\n{_pairs(_access_keys(file.access))}"
 
 
 def _limits_text(*kinds: tuple[Any, Any], name: str = "limits") -> list[str]:

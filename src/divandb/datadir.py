@@ -5,6 +5,7 @@
     DATA/secret        what all credentials between nodes come from, mode 0600
     DATA/members.json  the nodes of the cluster: ``PlannedNode``
     DATA/ports.json    ports that stay the same at every start, because other hosts know them
+    DATA/readers.json  name → secret of those who may read the Masters' Event Board, mode 0600
     DATA/cluster.json  what runs now: a ``ClusterRecord``
 
 What the nodes themselves keep there belongs to ``divandb.store``.
@@ -24,6 +25,8 @@ import msgspec
 from divandb.clock import Clock, Rng
 
 SECRET_BYTES = 32
+BOARD = "board"
+"""Name and role of the embedded board's process."""
 ADMIN_USER = "admin"
 PASSWORD_BYTES = 18
 LOCK_POLL_S = 0.05
@@ -230,6 +233,23 @@ def write_ports(data: Path, ports: Mapping[str, int]) -> None:
     """From the next start on these processes have these ports."""
     text = msgspec.json.format(msgspec.json.encode(ports), indent=2).decode()
     write_private(data / "ports.json", f"{text}\n")
+
+
+def read_readers(data: Path) -> dict[str, str]:
+    """Name → secret of the readers of the Masters' Event Board."""
+    path = data / "readers.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as problem:
+        raise DataDirError(f"cannot read {path}: {problem}") from None
+
+
+def write_readers(data: Path, readers: Mapping[str, str]) -> None:
+    """Remember them."""
+    text = msgspec.json.format(msgspec.json.encode(readers), indent=2).decode()
+    write_private(data / "readers.json", f"{text}\n")
 
 
 def write_cluster(data: Path, cluster: ClusterRecord) -> None:

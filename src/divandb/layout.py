@@ -6,6 +6,7 @@ start brings back what was added to a running cluster:
     DATA/secret        64 hex digits, mode 0600: all credentials come from it
     DATA/members.json  name, role and slot of every node, and the URL of those on other hosts
     DATA/ports.json    ports that nodes on other hosts know
+    DATA/readers.json  who else may read the Masters' Event Board
     DATA/board         the embedded board
     DATA/m1, m1-r1, …  a node each
 """
@@ -21,14 +22,13 @@ from divandb.board.embedded_server import BoardConfig, Steward
 from divandb.cluster import topics, trust
 from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member, TopicSettings
 from divandb.configfile import BOARD_ADMIN, KafkaFile
-from divandb.datadir import PlannedNode
+from divandb.datadir import BOARD, PlannedNode
 from divandb.pulse import Sockets
 from divandb.server import serve
 from divandb.store.file import FILE_NAME
 from divandb.supervisor import ChildSpec
 
 CACHE_BYTES_MIN = 2 * 2**20
-BOARD = "board"
 
 
 def planned(masters: int, replicas: int) -> list[PlannedNode]:
@@ -124,7 +124,8 @@ class Layout:
         members = [Member(node.name, node.role, node.slot, "") for node in nodes]
         secrets = {one.name: trust.board_secret(self.secret, one.name) for one in members}
         cluster = trust.keys_of(self.secret, "", "", "", is_master=False).cluster
-        await topics.arrange(steward, cluster, members, secrets)
+        readers = await asyncio.to_thread(datadir.read_readers, self.data)
+        await topics.arrange(steward, cluster, members, secrets, readers)
 
     def node_config(self, spec: ChildSpec, urls: Mapping[str, str]) -> Config:
         """A node's; its seeds are all the others."""
@@ -175,6 +176,7 @@ def kafka_of(data: Path, admin: BoardAccess, settings: TopicSettings) -> KafkaFi
         tuple(members),
         {one.name: trust.board_secret(secret, one.name) for one in members},
         settings,
+        datadir.read_readers(data),
     )
 
 

@@ -2,7 +2,7 @@
 
 ``init`` makes what is missing and changes the rights to what they should be; it never changes the
 settings of a topic that is there. ``check`` looks, with an admin's eyes if there is an admin, and
-with those of each member whose secret is known, and says what is wrong.
+with those of each member and reader whose secret is known, and says what is wrong.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from divandb.board.kafka_admin import bindings, operation_of, rights_of
 from divandb.board.kafka_client import BATCH_OVERHEAD_BYTES, KafkaBounds
 from divandb.cluster import topics
 from divandb.cluster.topics import principal_of
-from divandb.config import Member, TopicSettings
+from divandb.config import BoardAccess, TopicSettings
 from divandb.configfile import KafkaFile
 from divandb.store.positions import Position
 
@@ -58,7 +58,7 @@ async def init(file: KafkaFile) -> None:
             for one in file.members
             if one.name in file.secrets
         }
-        await topics.arrange(board, file.cluster, file.members, secrets)
+        await topics.arrange(board, file.cluster, file.members, secrets, file.readers)
     finally:
         await board.close()
 
@@ -66,12 +66,13 @@ async def init(file: KafkaFile) -> None:
 async def check(file: KafkaFile, positions: Positions) -> Report:
     """Look at everything. Raises ``Unreachable`` if there is nothing to look at."""
     report = Report()
-    wanted = topics.layout(file.cluster, file.members)
+    wanted = topics.layout(file.cluster, file.members, file.readers)
     if file.admin.principal or not file.admin.kafka.has_principals:
         await _as_admin(file, report)
     if file.admin.kafka.has_principals:
-        known = [one for one in file.members if one.name in file.secrets]
-        found = await asyncio.gather(*(_as_member(file, one, report) for one in known))
+        known = [file.access(one) for one in file.members if one.name in file.secrets]
+        known += [file.reading(name) for name in file.readers]
+        found = await asyncio.gather(*(_as_principal(file, one, report) for one in known))
         seen = {one.topic: one for infos in found for one in infos}
         report.topics = list({**seen, **{one.topic: one for one in report.topics}}.values())
     report.topics.sort(key=lambda one: list(wanted).index(one.topic))
@@ -86,7 +87,8 @@ async def _as_admin(file: KafkaFile, report: Report) -> None:
     board = KafkaBoard(file.admin, topics=file.topics)
     try:
         brokers = await board.admin.brokers()
-        for topic, (partitions, access) in topics.layout(file.cluster, file.members).items():
+        wanted = topics.layout(file.cluster, file.members, file.readers)
+        for topic, (partitions, access) in wanted.items():
             try:
                 info = await board.describe(topic)
             except Unreachable:
@@ -146,17 +148,18 @@ def flaws(settings: Mapping[str, str], copies: int, wanted: TopicSettings) -> li
     return found
 
 
-# As each member
+# As each principal
 
 
-async def _as_member(file: KafkaFile, member: Member, report: Report) -> list[TopicInfo]:
-    """What a member may do; the topics that it sees."""
-    name = principal_of(member)
-    board = KafkaBoard(file.access(member), bounds=KafkaBounds(answer_s_max=10.0))
+async def _as_principal(file: KafkaFile, access: BoardAccess, report: Report) -> list[TopicInfo]:
+    """What a member or reader may do; the topics that it sees."""
+    name = access.principal
+    board = KafkaBoard(access, bounds=KafkaBounds(answer_s_max=10.0))
+    layout = topics.layout(file.cluster, file.members, file.readers)
     found = []
     try:
-        for topic, (_, access) in topics.layout(file.cluster, file.members).items():
-            wanted = access.get(name, frozenset())
+        for topic, (_, rights) in layout.items():
+            wanted = rights.get(name, frozenset())
             try:
                 has = rights_of(await board.admin.operations(topic))
                 if has:

@@ -44,7 +44,7 @@ def run_board(path: Path, environment: Mapping[str, str]) -> None:
 
     async def arrange(steward: Steward) -> None:
         now = await asyncio.to_thread(read_board, path, environment)
-        await topics.arrange(steward, now.cluster, now.members, now.secrets)
+        await topics.arrange(steward, now.cluster, now.members, now.secrets, now.readers)
 
     with listen(file.host, file.port) as own:
         embedded_server.serve(dataclasses.replace(file.config, arrange=arrange), [own])

@@ -38,7 +38,7 @@ class SimBoard:
     async def arrange(self, members: Sequence[Member]) -> None:
         """Make the topics of these members, with who may open them, as ``divandb up`` does."""
         admin = self.memory.connect("admin", is_admin=True)
-        await topics.arrange(admin, self._cluster, members, {})
+        await topics.arrange(admin, self._cluster, members, {}, {})
         self._topics = {name: n for name, (n, _) in topics.layout(self._cluster, members).items()}
 
     def connect(self, name: str) -> "SimBoardClient":

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from bench import lag, paced, replication, stats
+from bench import bare, lag, paced, replication, stats
 from bench.servers import BenchError, Target
 
 PLAN = paced.Plan("127.0.0.1", 5984, "Basic eDp5", "db", 2, 1.0, None, 200, "seed")
@@ -102,3 +102,26 @@ def test_bulk_counts_documents_until_all_nodes_have_them() -> None:
     assert row["answered docs/s"] == "10,000"
     assert row["on all nodes docs/s"] == "5,000"
     assert row["CPU µs/doc, all"] == "200"
+
+
+def test_what_is_seen_over_kafka_is_held_against_twice_the_bare_loop() -> None:
+    lags = lag.Lags({lag.SAME: [1.0], lag.OTHER: [8.9, 9.1, 9.1, 40.0], lag.ITSELF: [0.0]}, 0)
+    alone = bare.Outcome(100, 50.0, 2.0, 10.0, 400.0, 0.1)
+    beside = bare.Outcome(100, 5.0, 2.1, 9.0, 400.0, 0.1)
+    lateness = replication.Lateness(0.5, a_writing(45.0, 450, 0.1), lags, 5.0, beside, alone)
+    outcome = replication.Outcome(1.0, 100.0, writings=[a_writing(None, 790, 0.5)], lags=[lateness])
+    rows = cells(replication.kafka_table(outcome))
+    found = [(row["found"], row["ms"], row["bound"], row["within"]) for row in rows]
+    assert found == [
+        ("9.10", "2.00", "at most 9.00", "no"),
+        ("9.10", "2.10", "at most 9.20", "yes"),
+        ("40.0", "10.0", "at most 40.0", "yes"),
+        ("40.0", "9.00", "at most 38.0", "no"),
+        ("79.0", "-", "at least 80.0", "no"),
+    ]
+    assert "on Kafka" in outcome.markdown()
+    assert outcome.as_json()["lags"][0]["alone"]["p50_ms"] == 2.0
+    outcome.embedded_per_s = 98.0
+    assert cells(replication.kafka_table(outcome))[-1]["within"] == "yes"
+    outcome.embedded_per_s = None
+    assert "on Kafka" not in outcome.markdown()

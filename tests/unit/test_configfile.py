@@ -34,6 +34,7 @@ from divandb.configfile import (
     ConfigFileError,
     KafkaFile,
     NodeFile,
+    ReaderFile,
     board_from,
     board_text,
     is_of_a_node,
@@ -45,6 +46,10 @@ from divandb.configfile import (
     read_board,
     read_boards,
     read_node,
+    read_reader,
+    reader_entry,
+    reader_from,
+    reader_text,
 )
 
 SECRET = b"s" * 32
@@ -80,6 +85,14 @@ def in_cluster(role: str = "replica", name: str = "m1-r1") -> NodeFile:
         seeds=(Member("m2", "master", "m2", "http://h2:6987"),),
     )
     return NodeFile(config, "0.0.0.0", 6986, 5984)
+
+
+KAFKA_ACCESS = BoardAccess(
+    "kafka://k1:9092,k2:9092",
+    "m1",
+    "short",
+    KafkaAccess("sasl_ssl", "SCRAM-SHA-512", Path("/ca"), Path("/crt"), Path("/key")),
+)
 
 
 def a_board() -> BoardFile:
@@ -412,14 +425,63 @@ def test_no_two_settings_have_one_variable() -> None:
     assert set(nodes) & set(boards) == set()
 
 
-# Boards on Apache Kafka
+# Readers
 
-KAFKA_ACCESS = BoardAccess(
-    "kafka://k1:9092,k2:9092",
-    "m1",
-    "short",
-    KafkaAccess("sasl_ssl", "SCRAM-SHA-512", Path("/ca"), Path("/crt"), Path("/key")),
-)
+
+@pytest.mark.parametrize("access", [BoardAccess("https://h1:6984", "warehouse", PRINCIPAL), None])
+def test_a_reader_is_read_as_it_was_written(access: BoardAccess | None) -> None:
+    file = ReaderFile(access or KAFKA_ACCESS, "c" * 32, Path("/ca.crt"))
+    found = reader_from(tomllib.loads(reader_text(file)), "r.toml", Path(), {}, refuse)
+    assert found == file
+
+
+def test_a_reader_needs_a_board_and_a_name() -> None:
+    for text in ('cluster = "%s"\n' % ("c" * 32), '[board]\nurl = "http://h:1"\nsecret = "s"\n'):
+        with pytest.raises(ConfigFileError, match=r"board\.(url|principal) is missing"):
+            reader_from(tomllib.loads(text), "r.toml", Path(), {}, refuse)
+
+
+def test_readers_are_kept_in_a_board_file_of_either_kind() -> None:
+    readers = {"warehouse": PRINCIPAL, "audit.1": PRINCIPAL[::-1]}
+    mine = dataclasses.replace(a_board(), readers=readers)
+    assert board(board_text(mine)) == mine
+    on = dataclasses.replace(on_kafka(), readers=readers)
+    assert kafka(kafka_text(on)) == on
+    access = on.reading("audit.1")
+    assert (access.url, access.principal, access.secret) == (
+        KAFKA_ACCESS.url, "audit.1", PRINCIPAL[::-1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["m1", "m7", "m1-r1", "m2-r9", BOARD_ADMIN, "twice"])
+def test_a_reader_is_called_as_nobody_else(name: str) -> None:
+    text = board_text(dataclasses.replace(a_board(), readers={"twice": PRINCIPAL}))
+    with pytest.raises(ConfigFileError, match=r"readers\[2\]\.name is wrong: .*name of a node"):
+        board(f"{text}\n{reader_entry(name, PRINCIPAL)}")
+
+
+def test_whoever_has_a_file_may_read_by_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(node_text(in_cluster("master", "m1")))
+    found = read_reader(path, {})
+    assert (found.access.principal, found.access.secret) == ("m1", PRINCIPAL)
+    assert found.ca == TLS.ca
+    path.write_text(board_text(a_board()))
+    found = read_reader(path, {"DIVANDB_CA": "/my/ca"})
+    assert found.access == BoardAccess("http://h1:6984", BOARD_ADMIN, PRINCIPAL)
+    assert found.ca == Path("/my/ca") and found.cluster == "ab" * 16
+    path.write_text(kafka_text(on_kafka()))
+    assert read_reader(path, {}).access == KAFKA_ACCESS
+    without = kafka_text(on_kafka()).replace('admin_secret = "short"\n', "")
+    path.write_text(without)
+    with pytest.raises(ConfigFileError, match="DIVANDB_BOARD_ADMIN_SECRET"):
+        read_reader(path, {})
+    path.write_text(ALONE)
+    with pytest.raises(ConfigFileError, match="the node is alone"):
+        read_reader(path, {})
+
+
+# Boards on Apache Kafka
 
 
 def on_kafka(access: BoardAccess = KAFKA_ACCESS) -> KafkaFile:

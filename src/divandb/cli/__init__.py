@@ -11,6 +11,7 @@ COMMANDS = {
     "add": "divandb.cli.add:add",
     "node": "divandb.cli.run:node",
     "board": "divandb.cli.run:board",
+    "events": "divandb.cli.events:events",
     "import": "divandb.cli.transfer:import_",
     "export": "divandb.cli.transfer:export",
 }

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
 import ipaddress
 import os
 import signal
@@ -17,11 +16,12 @@ import click
 from divandb import configfile, datadir, hosts
 from divandb.cli import boards, options, plan
 from divandb.cli.asking import ask
+from divandb.cli.folder import alone, board_of, running, tell
 from divandb.clock import Clock, SystemClock
 from divandb.config import MASTER, REPLICA, BoardAccess, Member, TlsFiles, limits_from
 from divandb.configfile import BoardFile, NodeFile
 from divandb.datadir import ClusterRecord, DataDirError, NodeRecord, PlannedNode
-from divandb.layout import BOARD, with_master, with_replica
+from divandb.layout import with_master, with_replica
 
 REPLICAS_MAX = 64
 NODES_MAX = 256
@@ -129,8 +129,8 @@ def grow(
 
     Raises ``ValueError`` or ``DataDirError``.
     """
-    with _alone(data):
-        cluster = _running(data)
+    with alone(data):
+        cluster = running(data)
         nodes = datadir.read_members(data)
         made = chosen(nodes, slot, replicas)
         # The boards make topics and principals, then the supervisor starts the nodes that use them.
@@ -144,40 +144,15 @@ def _write(
 ) -> None:
     """Have the new nodes in the folder, and on the boards."""
     datadir.write_members(data, [*nodes, *made])
-    board = _board(cluster)
+    board = board_of(cluster)
     if board is not None:
-        _tell(board, signal.SIGHUP)
+        tell(board, signal.SIGHUP)
         return
     try:
         boards.set_up(data, cluster.board, is_new=True)
     except ValueError:
         datadir.write_members(data, nodes)
         raise
-
-
-def _board(cluster: ClusterRecord) -> NodeRecord | None:
-    """The embedded board's process."""
-    return next((one for one in cluster.nodes if one.role == BOARD), None)
-
-
-def _running(data: Path) -> ClusterRecord:
-    """What runs, with boards."""
-    cluster = datadir.read_cluster(data)
-    if cluster is None:
-        raise DataDirError(f"nothing runs in {data}: start it with `divandb up`")
-    if not cluster.board and _board(cluster) is None:
-        raise DataDirError(
-            f"{data} has a single node without a board, which cannot be added to while it runs: "
-            "stop it, and start it with `divandb up --masters 1 --replicas 1` or more"
-        )
-    return cluster
-
-
-def _tell(record: NodeRecord, number: signal.Signals) -> None:
-    """A process that is down reads what is new at its next start."""
-    if record.pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(record.pid, number)
 
 
 def _awaited(data: Path, names: list[str], timeout_s: float, clock: Clock) -> list[NodeRecord]:
@@ -208,20 +183,6 @@ def _answers(record: NodeRecord) -> bool:
     return answer.is_up and answer.refused is None
 
 
-@contextlib.contextmanager
-def _alone(data: Path) -> Iterator[None]:
-    """Two that add at once would overwrite each other's node."""
-    try:
-        folder = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as problem:
-        raise DataDirError(f"{data}: {problem.strerror}") from None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 # On another host
 
 
@@ -236,7 +197,7 @@ class _Place:
 
 def _printed(data: Path, slot: str | None, place: _Place) -> str:
     """Tell the board of a new node on another host; the node's file."""
-    with _alone(data):
+    with alone(data):
         is_of_files = (data / plan.BOARD_FILE).exists()
         file = (_of_files if is_of_files else _of_folder)(data, slot, place)
     name, copy = file.config.name, f"copy it to {place.host}"
@@ -275,8 +236,8 @@ def _of_files(data: Path, slot: str | None, place: _Place) -> NodeFile:
 
 def _of_folder(data: Path, slot: str | None, place: _Place) -> NodeFile:
     """Beside what `divandb up` runs."""
-    cluster = _running(data)
-    board = _board(cluster)
+    cluster = running(data)
+    board = board_of(cluster)
     seen = cluster.url if board is None else board.url
     if _is_loopback(seen) and not _is_loopback(hosts.url_of(place.host, NODE_PORT)):
         raise ValueError(

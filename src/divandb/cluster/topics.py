@@ -5,16 +5,20 @@
     divandb.<cluster>.claims           one partition; all nodes read and write
 
 A slot's number is its partition: ``m1`` has partition 0.
+
+An operator may let others than nodes read the Masters' Event Board: its *readers*, who may do
+nothing else on any board.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from divandb.board.base import Access, Right
+from divandb.board.base import PRINCIPAL_NAME, Access, Right
 from divandb.config import MASTER, REPLICA, Member
 
 _SLOT = re.compile(r"m([1-9][0-9]{0,2})")
+_NODE = re.compile(rf"{_SLOT.pattern}(-r[0-9]+)?")
 _READ = frozenset({Right.READ})
 _BOTH = frozenset({Right.READ, Right.WRITE})
 
@@ -47,14 +51,26 @@ def principal_of(member: Member) -> str:
     return member.slot if member.role == MASTER else member.name
 
 
-def layout(cluster: str, members: Iterable[Member]) -> dict[str, tuple[int, Access]]:
-    """Topic → (partitions, who may do what)."""
+def check_reader(name: str, taken: Iterable[str]) -> None:
+    """Raises ``ValueError`` unless a reader may have this name: nodes, those that there may be one
+    day too, and who is ``taken`` keep theirs.
+    """
+    if not PRINCIPAL_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be a principal's name")
+    if _NODE.fullmatch(name) or name in set(taken):
+        raise ValueError(f"{name} is the name of a node or an admin")
+
+
+def layout(
+    cluster: str, members: Iterable[Member], readers: Iterable[str] = ()
+) -> dict[str, tuple[int, Access]]:
+    """Topic → (partitions, who may do what). ``readers`` may read the Masters' Event Board."""
     known = list(members)
     slots = sorted({one.slot for one in known if one.role == MASTER}, key=partition_of)
     found: dict[str, tuple[int, Access]] = {
         masters(cluster): (
             max(map(partition_of, slots), default=-1) + 1,
-            dict.fromkeys(slots, _BOTH),
+            {**dict.fromkeys(readers, _READ), **dict.fromkeys(slots, _BOTH)},
         )
     }
     for slot in slots:
@@ -82,12 +98,19 @@ class Board(Protocol):
 
 
 async def arrange(
-    board: Board, cluster: str, members: Iterable[Member], secrets: Mapping[str, str]
+    board: Board,
+    cluster: str,
+    members: Iterable[Member],
+    secrets: Mapping[str, str],
+    readers: Mapping[str, str],
 ) -> None:
-    """Make the topics and principals of these members, or bring them up to date; for an admin."""
-    for principal, secret in secrets.items():
+    """Make the topics and principals of these members, or bring them up to date; for an admin.
+
+    ``readers``: name → secret. Who is none any more has lost the right when this is done.
+    """
+    for principal, secret in {**readers, **secrets}.items():
         await board.set_principal(principal, secret)
-    for topic, (partitions, access) in layout(cluster, members).items():
+    for topic, (partitions, access) in layout(cluster, members, readers).items():
         # What a group's board loses its replicas ask of each other and of their master.
         durable = not topic.startswith(replicas(cluster, ""))
         await board.create_topic(topic, partitions, access, durable=durable)
