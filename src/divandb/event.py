@@ -153,6 +153,8 @@ _PAYLOADS: dict[str, type[Any]] = {
     BLOB: Chunk,
     LARGE: Large,
 }
+_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What bytes may raise that are no message: text in them need not be UTF-8."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(Event).decode
 _decoders = {kind: msgspec.msgpack.Decoder(payload) for kind, payload in _PAYLOADS.items()}
@@ -190,7 +192,7 @@ def decode(data: bytes) -> Event:
     """The envelope; raises ``UnknownVersion`` or ``Unreadable``."""
     try:
         event = _decode_envelope(data)
-    except msgspec.MsgspecError as fault:
+    except _FAULTS as fault:
         _check_version(_version(data) or VERSION)
         raise Unreadable(f"damaged event: {fault}") from None
     if event.version != VERSION:
@@ -211,7 +213,7 @@ def open_payload(event: Event, *, checked: bool = False) -> Payload:
         raise UnknownVersion(f"event kind {event.kind!r}")
     try:
         opened: Payload = decoder.decode(event.payload)
-    except msgspec.MsgspecError as fault:
+    except _FAULTS as fault:
         raise Unreadable(f"damaged {event.kind} event: {fault}") from None
     if not (checked or _is_sound(event, opened)):
         raise Unreadable(f"damaged {event.kind} event: its parts do not fit")
