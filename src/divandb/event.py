@@ -270,7 +270,7 @@ def _is_sound_document(state: DocumentState) -> bool:
             return False
     head = b'{"_id":%b,"_rev":' % orjson.dumps(state.id)
     for leaf, body in zip(leaves, state.bodies, strict=True):
-        if not (_is_sound_leaf(leaf, context) and _is_body(body, head, leaf)):
+        if not (is_sound_leaf(leaf, context) and _is_body(body, head, leaf)):
             return False
     return True
 
@@ -283,7 +283,8 @@ def _is_id(doc_id: str) -> bool:
     return True
 
 
-def _is_sound_leaf(leaf: Leaf, context: dict[int, int]) -> bool:
+def is_sound_leaf(leaf: Leaf, context: dict[int, int]) -> bool:
+    """Do its parts fit together, and the context?"""
     path, dots = leaf.ancestry, leaf.dots
     # An edit may go one beyond the greatest position; a parent that nobody knows has any.
     fits = 0 <= leaf.pos <= POS_MAX + 1 and len(path) <= leaf.pos + 1 and are_hashes(path)
