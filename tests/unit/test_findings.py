@@ -75,6 +75,16 @@ def test_what_is_known_is_bounded(found: Findings, monkeypatch: pytest.MonkeyPat
     assert found.open == 2
 
 
+def test_lines_in_the_log_are_bounded(
+    found: Findings, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "LINES_MAX", 2)
+    for number in range(5):
+        told(found, Outcome.MENDED, key=f"d{number}")
+    assert [line.split()[0] for line in log.events] == ["not", "not", "more"]
+    assert found.totals.mended_documents == 5
+
+
 def test_what_differs_elsewhere_is_only_for_the_report(found: Findings, log: Lines) -> None:
     found.note_elsewhere("x", "dd", "m2")
     assert counts(found) == (0, 0, 0)

@@ -13,7 +13,10 @@ from divandb.telemetry import Log, rfc3339
 from divandb.vector import Vector
 
 OPEN_MAX = 1000
-"""Damaged and disputed documents that are known at a time; of more, only their number."""
+"""Damaged and disputed documents that are known at a time; more are found when these are mended."""
+LINES_MAX = 100
+LINES_S = 3600.0
+"""So many lines are logged in such a time; all are counted."""
 FINDINGS_MAX = 1000
 """Findings that a report can name, the latest."""
 
@@ -65,6 +68,8 @@ class Findings:
         """What differs and could not be mended → from whom it differs."""
         self.count = 0
         """Of all findings ever."""
+        self._lines = 0
+        self._lines_since = clock.monotonic()
         self._latest: deque[Finding] = deque(maxlen=FINDINGS_MAX)
 
     @property
@@ -142,6 +147,14 @@ class Findings:
 
     def _tell(self, key: Key, what: str, peer: str) -> None:
         self._keep(key, what, peer)
+        now = self._clock.monotonic()
+        if now - self._lines_since >= LINES_S:
+            self._lines, self._lines_since = 0, now
+        self._lines += 1
+        if self._lines > LINES_MAX:
+            if self._lines == LINES_MAX + 1:
+                self._log.event("more is not what it should be", after=LINES_MAX)
+            return
         values: dict[str, Any] = {"peer": peer} if peer else {}
         self._log.event("not what it should be", db=key[0], id=shown(key[2]), why=what, **values)
 

@@ -21,6 +21,8 @@ ATTEMPTS_MAX = 3
 SHARE_ASKED = 0.5
 """The share of the time when somebody waits for it."""
 RETRY_S = 10.0
+DOUBTED_S = 1.0
+"""Between two looks at databases whose digest is in doubt."""
 
 Offload = Callable[..., Awaitable[Any]]
 Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
@@ -41,6 +43,8 @@ class Scanner:
         self._limits = limits
         self._trouble = Trouble(log, "reading all rows fails")
         self._one = asyncio.Lock()
+        self._asked = 0
+        """How many wait for a reading of all rows."""
         self._doubted: set[tuple[str, int]] = set()
         self._due = asyncio.Event()
         self._ended: dict[int, float] = {}
@@ -65,9 +69,11 @@ class Scanner:
         """
         self._next_pass_s = self._clock.monotonic() + first_s
         while True:
+            left_s = max(self._next_pass_s - self._clock.monotonic(), 0.0)
+            # In doubt still: what was counted just now, and is left for a while.
+            wait_s = min(left_s, DOUBTED_S) if self._doubted else left_s
             with suppress(TimeoutError):
-                left_s = max(self._next_pass_s - self._clock.monotonic(), 0.0)
-                await asyncio.wait_for(self._due.wait(), left_s)
+                await asyncio.wait_for(self._due.wait(), wait_s)
             try:
                 await self._round()
                 self._trouble.over()
@@ -78,23 +84,33 @@ class Scanner:
     async def _round(self) -> None:
         self._due.clear()
         if self._clock.monotonic() >= self._next_pass_s:
-            await self.read_all(self._limits.verify_share_max)
+            await self._read_all()
             self._next_pass_s = self._clock.monotonic() + self._limits.verify_rows_every_s
-        doubted, self._doubted = self._doubted, set()
+        known = await self._living() if self._doubted else []
+        self._doubted &= {(name, generation) for _, name, generation in known}
         recent_s = self._clock.monotonic() - self._limits.verify_every_s
-        for num, name, generation in await self._living():
-            if (name, generation) in doubted and self._ended.get(num, recent_s) <= recent_s:
-                await self._count(num, name, generation, self._limits.verify_share_max)
+        for num, name, generation in known:
+            is_old = self._ended.get(num, recent_s) <= recent_s
+            if is_old and (name, generation) in self._doubted:
+                self._doubted.discard((name, generation))
+                await self._count(num, name, generation)
 
-    async def read_all(self, share: float) -> int:
-        """Read the rows of all databases, with such a share of the time; how many there were."""
+    async def read_all(self) -> int:
+        """Read the rows of all databases for somebody who waits; how many there were."""
+        self._asked += 1
+        try:
+            return await self._read_all()
+        finally:
+            self._asked -= 1
+
+    async def _read_all(self) -> int:
         before = self._findings.totals.checked_rows
         known = await self._living()
         self._ended = {
             num: at for num, at in self._ended.items() if num in {n for n, _, _ in known}
         }
         for num, name, generation in known:
-            await self._count(num, name, generation, share)
+            await self._count(num, name, generation)
         self.passed = self._clock.monotonic()
         return self._findings.totals.checked_rows - before
 
@@ -102,11 +118,11 @@ class Scanner:
         found: list[tuple[int, str, int]] = await self._execute(scanning.living, 0)
         return found
 
-    async def _count(self, num: int, name: str, generation: int, share: float) -> None:
+    async def _count(self, num: int, name: str, generation: int) -> None:
         async with self._one, reader(self._disk, self._offload) as connection:
             for _ in range(ATTEMPTS_MAX):
                 damaged: dict[str, str] = {}
-                wrong = await self._attempt(connection, num, share, damaged)
+                wrong = await self._attempt(connection, num, damaged)
                 await self._note(name, generation, damaged)
                 if wrong is None:
                     continue
@@ -117,7 +133,7 @@ class Scanner:
                 return
 
     async def _attempt(
-        self, connection: Connection, num: int, share: float, damaged: dict[str, str]
+        self, connection: Connection, num: int, damaged: dict[str, str]
     ) -> bool | None:
         """Was the digest another? ``None``: something has undone the count."""
         reached: tuple[int, int] | None = await self._execute(
@@ -135,6 +151,7 @@ class Scanner:
             reached = await self._execute(functools.partial(scanning.take, num=num, piece=piece), 0)
             if reached is not None and reached[0] > before:
                 self._findings.totals.checked_rows += piece.rows
+            share = SHARE_ASKED if self._asked else self._limits.verify_share_max
             await asyncio.sleep(took_s * (1 / share - 1))
         if reached is None:
             return None

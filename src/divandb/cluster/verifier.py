@@ -36,7 +36,7 @@ from divandb.cluster.proving import (
     Stretch,
     Whole,
 )
-from divandb.cluster.scanner import SHARE_ASKED, Scanner
+from divandb.cluster.scanner import Scanner
 from divandb.cluster.witness import STATES_MAX, reader
 from divandb.config import MASTER, Config
 from divandb.errors import Busy
@@ -224,11 +224,11 @@ class Verifier:
             common = proving.common(vector, answer.vector)
             theirs = claims if answer.same else answer.claims
             standing = proving.standing(claims, theirs)
+            self._forget(peer.member.name, standing.owed, standing.differ)
             here = {claim.name: claim for claim in claims}
             there = {claim.name: claim for claim in theirs}
             for name in standing.same:
                 self._findings.note_same(name, peer.member.name)
-                self._owed.pop((peer.member.name, name), None)
                 if not here[name].dropped:
                     found.databases[name] = Verdict(SAME, common)
             for name in standing.differ:
@@ -242,6 +242,17 @@ class Verifier:
                 found.databases[name] = Verdict(UNDECIDED, common)
                 if covers(answer.vector, vector):
                     await self._ask(peer, Doubt(name, here[name].generation))
+
+    def _forget(self, peer: str, owed: Sequence[str], differ: Sequence[str]) -> None:
+        """What was noted of this node's databases, and does not matter any more."""
+        self._owed = {
+            place: one for place, one in self._owed.items() if place[0] != peer or place[1] in owed
+        }
+        self._walked = {
+            place: one
+            for place, one in self._walked.items()
+            if place[0] != peer or place[1] in differ
+        }
 
     async def _everything(self, peer: Peer, claims: Sequence[Claim]) -> EverythingAnswer:
         question = Everything(proving.total_of(claims))
@@ -408,7 +419,7 @@ class Verifier:
     async def _carry_out(self, run: Run) -> None:
         try:
             if run.step == "rows":
-                run.rows = await self._scanner.read_all(SHARE_ASKED)
+                run.rows = await self._scanner.read_all()
             else:
                 run.compared = [await self._alone()]
                 for peer in self._partners():
