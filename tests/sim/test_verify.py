@@ -263,6 +263,35 @@ def test_what_nothing_can_decide_is_left_alone_and_said(play: Play) -> None:
     play(body, masters=2, replicas=0, limits=LIMITS)
 
 
+def test_what_nobody_has_in_order_stays_and_is_told_every_time(play: Play) -> None:
+    """A damaged row whose other copies are out of reach; its digest is that of the right one."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, *_ = await c.with_database(NAME)
+        for number in range(9):
+            await m1.put(NAME, f"d{number:02}", number)
+        await c.settled()
+        m2.crash()
+        damaged(c, m1, OTHER_BODY)
+        await c.until(lambda: m1.findings.open == 1, FOUND_S_MAX)
+        for step in ("rows", "nodes", "rows"):
+            await m1.process.do(_begun(m1, step))
+            await c.until(lambda: not m1.verifier.report()["running"], FOUND_S_MAX)
+            (told,) = m1.verifier.report()["open"]
+            assert (told["database"], told["id"]) == (NAME, "d07")
+        assert m1.findings.totals.divergent_documents == 1
+        c.start(m2)
+        await c.until(lambda: m1.findings.open == 0, FOUND_S_MAX)
+        assert is_as(m1, m2)
+        assert m1.findings.totals.mended_documents == 1
+
+    play(body, masters=2, replicas=0, limits=LIMITS)
+
+
+async def _begun(node: Node, step: str) -> int:
+    return node.verifier.begin(step)
+
+
 def _forged(node: Node) -> None:
     """As if the same write had brought another content."""
     with closing(sqlite3.connect(node.disk.path)) as connection:

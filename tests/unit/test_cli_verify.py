@@ -17,7 +17,7 @@ def report(name: str, findings: list[Any] | None = None, **peers: Any) -> dict[s
     compared += [
         {"peer": peer, "fault": None, "databases": {"x": one}} for peer, one in peers.items()
     ]
-    return {"name": name, "compared": compared, "findings": findings or []}
+    return {"name": name, "compared": compared, "findings": findings or [], "open": []}
 
 
 def finding(what: str, peer: str = "", doc_id: str = "d") -> dict[str, str]:
@@ -81,6 +81,15 @@ def test_what_another_node_says_counts_until_the_node_says_it_itself() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_as_wrong_as_it_was_is_told_again() -> None:
+    """The digest of a row whose body alone is damaged is that of the right one."""
+    found = {"database": "x", "id": "d", "what": "a body is wrong"}
+    reports = [report("m1"), {**report("m2", m1=verdict()), "open": [found]}]
+    (one,) = combined(reports, ["m1", "m2"])
+    assert not one["identical"]
+    assert text(reports, ["m1", "m2"]) == ["x: 1 document differs", "  d at m2: a body is wrong"]
+
+
 def test_digests_that_differ_without_a_document_are_said() -> None:
     reports = [report("m1", m2=verdict("differs")), report("m2", m1=verdict())]
     assert text(reports, ["m1", "m2"]) == ["x: differs at m1; no document was found that does"]
@@ -100,5 +109,5 @@ def test_long_lists_are_cut() -> None:
 
 
 def test_a_database_that_is_nowhere_any_more_is_told_for_what_was_found_in_it() -> None:
-    reports = [{"name": "m1", "compared": [], "findings": [finding("mended", "m2")]}]
+    reports = [{**report("m1", [finding("mended", "m2")]), "compared": []}]
     assert text(reports, ["m1"]) == ["x: 1 document differs", "  d at m1: mended from m2"]

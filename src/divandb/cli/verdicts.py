@@ -15,7 +15,8 @@ def combined(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> list[di
     Nodes that hold the same as a third one hold the same; the vector is what all of them contain.
     """
     known = {name for report in reports for one in report["compared"] for name in one["databases"]}
-    known |= {finding["database"] for report in reports for finding in report["findings"]}
+    told = [one for report in reports for one in (*report["findings"], *report["open"])]
+    known |= {one["database"] for one in told}
     return [_database(name, reports, names) for name in sorted(known)]
 
 
@@ -78,6 +79,11 @@ def _documents(name: str, reports: Sequence[dict[str, Any]]) -> list[dict[str, s
             if not before.startswith("differs from") and before != entry["what"]:
                 entry["what"] = f"{before}; {entry['what']}"
             found[one["id"], node] = entry
+        # What was found before this run, and is as it was.
+        for one in report["open"]:
+            if one["database"] == name:
+                entry = {"id": one["id"], "node": report["name"], "what": one["what"], "at": ""}
+                found.setdefault((one["id"], report["name"]), entry)
     return [found[place] for place in sorted(found)]
 
 

@@ -138,7 +138,7 @@ class Findings:
         self._tell((name, 0, ""), "the database was missing", peer)
 
     def names_open(self, most: int) -> list[dict[str, str]]:
-        """Some of what is open, for ``status``."""
+        """What is open, so many of it."""
         found = [(key, one.fault) for key, one in self.damaged.items()]
         found += [(key, f"differs from {peer}") for key, peer in self.disputed.items()]
         return [

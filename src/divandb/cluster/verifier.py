@@ -61,6 +61,7 @@ SETTLE_S = 0.5
 far apart for one.
 """
 OPEN_SHOWN_MAX = 5
+OPEN_TOLD_MAX = 1000
 
 Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
 Offload = Callable[..., Awaitable[Any]]
@@ -478,6 +479,7 @@ class Verifier:
                 for one in run.compared
             ],
             "findings": _as_json(self._findings.since(run.since)),
+            "open": self._findings.names_open(OPEN_TOLD_MAX),
             "peers": [peer.member.name for peer in self._peers.all()],
         }
 
