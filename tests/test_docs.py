@@ -307,12 +307,16 @@ def test_every_line_of_status_is_documented() -> None:
         "silent": {"m2": 5300},
         "holes": {"count": 1, "reasons": ["why"]},
         "missing_blobs": 1,
+        "verify": {
+            "failing": "why", "open": 1,
+            "examples": [{"database": "x", "id": "d", "what": "why"}],
+        },
         "alarms": numbers,
     }  # fmt: skip
     text = section("operations.md", "Holes and alarms")
     told = [code for row in rows(text) for code in codes(row[0])]
     lines = tables.notes([node])[0].splitlines()
-    assert len(lines) == 6 + len(numbers)
+    assert len(lines) == 8 + len(numbers)
     for line in lines:
         said = line.removeprefix("m1 ")
         assert [one for one in told if said.startswith(one.partition("…")[0])], line

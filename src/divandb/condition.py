@@ -13,6 +13,7 @@ from divandb.cluster.fetching import Fetcher
 from divandb.cluster.peers import Peer, Peers
 from divandb.cluster.progress import Progress
 from divandb.cluster.snapshots import Shelf
+from divandb.cluster.verifier import Verifier
 from divandb.config import MASTER, Config
 from divandb.node import Role
 from divandb.store import arrivals, outbox
@@ -20,7 +21,7 @@ from divandb.store.file import Connection
 from divandb.store.ledger import Alarms
 from divandb.store.writer import Writer
 from divandb.telemetry import rfc3339
-from divandb.vector import Vector
+from divandb.vector import Vector, in_hex
 
 REASONS_MAX = 3
 """Holes whose reasons are shown, the latest."""
@@ -40,6 +41,7 @@ class Inside:
     fetcher: Fetcher
     gatherer: Gatherer
     shelf: Shelf
+    verifier: Verifier
     writer: Writer
     courier: Courier | None
     """``None`` at a master."""
@@ -61,7 +63,7 @@ def condition(inside: Inside) -> dict[str, Any]:
         "url": config.url,
         "pid": os.getpid(),
         "started": rfc3339(inside.started_ms),
-        "vector": shown(progress.vector),
+        "vector": in_hex(progress.vector),
         "lag_ms": None if lag_ms is None else round(lag_ms, 1),
         "silent": {slot: round(age) for slot, age in silent.items()},
         "slots": {
@@ -84,13 +86,9 @@ def condition(inside: Inside) -> dict[str, Any]:
         "fetched_blobs": inside.gatherer.fetched,
         "alarms": msgspec.to_builtins(inside.alarms),
         "snapshot": inside.shelf.status(),
+        "verify": inside.verifier.status(),
         "peers": [_peer(peers, peer, now) for peer in peers.all()],
     }
-
-
-def shown(vector: Vector) -> dict[str, int]:
-    """A vector as people and programs read it."""
-    return {f"{origin & (2**64 - 1):016x}": oseq for origin, oseq in sorted(vector.items())}
 
 
 def _behind(own: Vector, peer: Peer | None) -> int | None:

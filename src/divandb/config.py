@@ -123,6 +123,12 @@ class Limits:
     """A process behind the clients' port that shows no life, and is not stopped, keeps its place on
     the port so long: it may only be waiting for a core.
     """
+    verify_every_s: int = 30
+    """Between two comparisons with another node."""
+    verify_rows_every_s: int = 86_400
+    """All rows are read so often, to see whether they are what was written."""
+    verify_share_max: float = 0.05
+    """The share of its time that reading rows may use, unless somebody waits for it."""
     join_wait_ms: int = 1_500
     """A node that starts waits so long to hear what others have, before it opens its file."""
 

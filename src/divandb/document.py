@@ -198,15 +198,29 @@ def body_bytes(
     doc_id: str, rev: str, deleted: bool, members: bytes, attachments: Sequence[Attachment]
 ) -> bytes:
     """The bytes that will be sent (rule 1)."""
-    head = b'{"_id":%b,"_rev":%b' % (orjson.dumps(doc_id), orjson.dumps(rev))
-    if deleted:
-        head += b',"_deleted":true'
+    head = _head(doc_id, rev, deleted)
     tail = stubs_member(attachments)
     if members == b"{}":
         return head + tail + b"}"
     if not tail:
         return head + b"," + members[1:]
     return head + b"," + members[1:-1] + tail + b"}"
+
+
+def members_in(
+    body: bytes, doc_id: str, rev: str, deleted: bool, attachments: Sequence[Attachment]
+) -> bytes | None:
+    """The members of which ``body_bytes`` made this body; ``None`` if it made it of nothing."""
+    head, tail = _head(doc_id, rev, deleted), stubs_member(attachments) + b"}"
+    between = body[len(head) : len(body) - len(tail)]
+    if body != head + between + tail or between[:1] not in (b"", b","):
+        return None
+    return b"{" + between[1:] + b"}"
+
+
+def _head(doc_id: str, rev: str, deleted: bool) -> bytes:
+    head = b'{"_id":%b,"_rev":%b' % (orjson.dumps(doc_id), orjson.dumps(rev))
+    return head + b',"_deleted":true' if deleted else head
 
 
 def stub(att: Attachment) -> dict[str, Any]:

@@ -153,6 +153,8 @@ _PAYLOADS: dict[str, type[Any]] = {
     BLOB: Chunk,
     LARGE: Large,
 }
+_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What bytes may raise that are no message: text in them need not be UTF-8."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(Event).decode
 _decoders = {kind: msgspec.msgpack.Decoder(payload) for kind, payload in _PAYLOADS.items()}
@@ -190,7 +192,7 @@ def decode(data: bytes) -> Event:
     """The envelope; raises ``UnknownVersion`` or ``Unreadable``."""
     try:
         event = _decode_envelope(data)
-    except msgspec.MsgspecError as fault:
+    except _FAULTS as fault:
         _check_version(_version(data) or VERSION)
         raise Unreadable(f"damaged event: {fault}") from None
     if event.version != VERSION:
@@ -211,7 +213,7 @@ def open_payload(event: Event, *, checked: bool = False) -> Payload:
         raise UnknownVersion(f"event kind {event.kind!r}")
     try:
         opened: Payload = decoder.decode(event.payload)
-    except msgspec.MsgspecError as fault:
+    except _FAULTS as fault:
         raise Unreadable(f"damaged {event.kind} event: {fault}") from None
     if not (checked or _is_sound(event, opened)):
         raise Unreadable(f"damaged {event.kind} event: its parts do not fit")
@@ -268,7 +270,7 @@ def _is_sound_document(state: DocumentState) -> bool:
             return False
     head = b'{"_id":%b,"_rev":' % orjson.dumps(state.id)
     for leaf, body in zip(leaves, state.bodies, strict=True):
-        if not (_is_sound_leaf(leaf, context) and _is_body(body, head, leaf)):
+        if not (is_sound_leaf(leaf, context) and _is_body(body, head, leaf)):
             return False
     return True
 
@@ -281,7 +283,8 @@ def _is_id(doc_id: str) -> bool:
     return True
 
 
-def _is_sound_leaf(leaf: Leaf, context: dict[int, int]) -> bool:
+def is_sound_leaf(leaf: Leaf, context: dict[int, int]) -> bool:
+    """Do its parts fit together, and the context?"""
     path, dots = leaf.ancestry, leaf.dots
     # An edit may go one beyond the greatest position; a parent that nobody knows has any.
     fits = 0 <= leaf.pos <= POS_MAX + 1 and len(path) <= leaf.pos + 1 and are_hashes(path)

@@ -23,7 +23,7 @@ import msgspec
 
 from divandb import revtree
 from divandb.revtree import Leaf
-from divandb.vector import Dot, contains, join
+from divandb.vector import Dot, contains, covers, join
 
 
 class Document(msgspec.Struct, frozen=True, array_like=True):
@@ -73,6 +73,26 @@ def _surviving(
     only_a = {dot for dot in a if not contains(context_b, dot)}
     only_b = {dot for dot in b if not contains(context_a, dot)}
     return tuple(sorted(both | only_a | only_b))
+
+
+def reconciled(one: Document, other: Document) -> Document | None:
+    """The merge of two states; ``None`` if they cannot both be states of one history.
+
+    Of two states of which one contains all writes of the other, the merge is the one that contains
+    more; and a write makes one element, wherever it is. Where that does not hold, one of the two is
+    damaged, nothing here says which, and a merge might drop what is right.
+    """
+    merged = merge(one, other)
+    for more, less in ((one, other), (other, one)):
+        if covers(more.context, less.context) and set(merged.leaves) != set(more.leaves):
+            return None
+    mine, theirs = _made(one), _made(other)
+    agree = all(theirs.get(dot, element) == element for dot, element in mine.items())
+    return merged if agree else None
+
+
+def _made(document: Document) -> dict[Dot, _Element]:
+    return {dot: _element(leaf) for leaf in document.leaves for dot in leaf.dots}
 
 
 def edited(

@@ -31,11 +31,15 @@ from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
 from divandb.cluster.fetching import Fetcher, Giver
+from divandb.cluster.findings import Findings
 from divandb.cluster.needs import Needs
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
+from divandb.cluster.scanner import Scanner
 from divandb.cluster.share import Share
 from divandb.cluster.snapshots import Shelf
+from divandb.cluster.verifier import Verifier
+from divandb.cluster.witness import Witness
 from divandb.commands import Job
 from divandb.condition import Inside, condition
 from divandb.config import MASTER, BoardAccess, Config, TlsFiles
@@ -53,6 +57,7 @@ from divandb.httpd import (
     listing,
     session,
     snapshots,
+    verify,
 )
 from divandb.httpd.app import App
 from divandb.httpd.authenticator import Authenticator
@@ -80,7 +85,7 @@ from divandb.tls import HANDSHAKE_S_MAX, Tls
 from divandb.vector import Vector
 
 TABLES: list[RouteTable] = [
-    cluster.ROUTES, snapshots.ROUTES,
+    cluster.ROUTES, snapshots.ROUTES, verify.ROUTES,
     session.ROUTES, info.ROUTES, databases.ROUTES, bulk.ROUTES, listing.ROUTES, changes.ROUTES,
     divan.ROUTES, documents.ROUTES, attachments.ROUTES,
 ]  # fmt: skip
@@ -282,6 +287,12 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         shelf = Shelf(disk, clock, rng, limits, offload, log)
         stack.push_async_callback(shelf.close)
         await stack.enter_async_context(_background(shelf.tend()))
+        findings, witness = Findings(clock, log), Witness(disk, offload)
+        scanner = Scanner(disk, execute, offload, findings, clock, limits, log)
+        verifier = Verifier(
+            config, disk, peers, scanner, findings, execute, offload, clock, log
+        )  # fmt: skip
+        witness.differs, witness.doubted = verifier.notice, scanner.doubt
         needs = Needs(progress, peers, fetcher.fetch, limits)
         submit, desk, courier = writer.submit, None, None
         if is_master:
@@ -305,7 +316,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         stack.push_async_callback(forwarder.close)
         role = Role()
         inside = Inside(
-            config, started_ms, progress, peers, role, fetcher, gatherer, shelf, writer, courier,
+            config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, writer,
+            courier,
             ledger.alarms, reading, clock,
         )  # fmt: skip
         services = Services(
@@ -329,11 +341,15 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             standing=standing,
             snapshots=shelf,
             forwarder=forwarder,
+            witness=witness,
+            verifier=verifier,
             give=giver.give,
             carry_out=desk.submit if desk is not None else None,
             condition=lambda: condition(inside),
             is_ready=_from_then_on(lambda: _has_system_databases(catalog)),
-            numbers=lambda: upkeep.status() | {"write_queue_jobs": writer.waiting_jobs},
+            numbers=lambda: (
+                upkeep.status() | {"write_queue_jobs": writer.waiting_jobs} | verifier.numbers()
+            ),
             want=gatherer.want,
         )
         node = Node(services)
@@ -356,6 +372,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             await stack.enter_async_context(
                 _background(_first_start(entry, catalog, settings, rng))
             )
+        await stack.enter_async_context(_background(verifier.run()))
         checkpointer = Checkpointer(disk, gauge, limits)
         stack.callback(checkpointer.close)
         await stack.enter_async_context(

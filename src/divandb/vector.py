@@ -32,6 +32,11 @@ def join(*vectors: Vector) -> dict[Origin, int]:
     return joined
 
 
+def in_hex(vector: Vector) -> dict[str, int]:
+    """A vector as people and programs read it: origins as 16 hex digits."""
+    return {f"{origin % 2**64:016x}": oseq for origin, oseq in sorted(vector.items())}
+
+
 def advanced(vector: Vector, dots: Iterable[Dot]) -> dict[Origin, int]:
     """``vector`` raised to cover ``dots``."""
     raised = dict(vector)

@@ -13,5 +13,6 @@ Production code on a simulated clock, disk, board and network. A failure prints 
     chaos      random runs; ``harness`` plays one; ``trace`` prints one
 
 Scenarios are sentences: ``test_scenarios`` (masters), ``test_groups`` (forwarding, boards, relays),
-``test_reading`` (sessions, age, cursors). ``test_broken_rules`` breaks rules, and wants it noticed.
+``test_reading`` (sessions, age, cursors), ``test_verify`` (damage behind a node's back).
+``test_broken_rules`` breaks rules, and wants it noticed.
 """

@@ -18,11 +18,15 @@ from divandb.cluster import trust
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
 from divandb.cluster.fetching import Fetcher, Giver
+from divandb.cluster.findings import Findings
 from divandb.cluster.needs import Needs
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
+from divandb.cluster.scanner import Scanner
 from divandb.cluster.share import Share
 from divandb.cluster.snapshots import Shelf
+from divandb.cluster.verifier import Verifier
+from divandb.cluster.witness import Witness
 from divandb.commands import (
     CreateDatabase,
     DropDatabase,
@@ -223,6 +227,7 @@ class Node:
         self.peers.is_hasty = self.role.is_cut_off
         execute = parts.execute
         beating = asyncio.ensure_future(self.peers.run())
+        verifying = asyncio.ensure_future(self.verifier.run())
         tending = asyncio.ensure_future(
             tend(self.upkeep, self._checkpointer, execute, self._offload, self.log)
         )
@@ -231,6 +236,7 @@ class Node:
                 await asyncio.Event().wait()
         finally:
             beating.cancel()
+            verifying.cancel()
             tending.cancel()
 
     async def _offload(self, function: Any, *arguments: Any) -> Any:
@@ -470,6 +476,13 @@ def _open_peers(node: Node) -> None:
     node.giver = Giver(node.disk, node._offload, limits)
     node.shelf = Shelf(node.disk, clock, node.rng, limits, node._offload, log)
     node.forwarder = Forwarder(transport)
+    node.findings, node.witness = Findings(clock, log), Witness(node.disk, node._offload)
+    node.scanner = Scanner(node.disk, execute, node._offload, node.findings, clock, limits, log)
+    node.verifier = Verifier(
+        config, node.disk, node.peers, node.scanner, node.findings, execute, node._offload, clock,
+        log,
+    )  # fmt: skip
+    node.witness.differs, node.witness.doubted = node.verifier.notice, node.scanner.doubt
 
 
 def _open_front(node: Node) -> None:
@@ -501,7 +514,8 @@ def _open_front(node: Node) -> None:
         stopping=asyncio.Event(), compact=node.upkeep.request,
         compacting=node.upkeep.compacting, tasks=node.upkeep.tasks, progress=node.progress,
         peers=node.peers, standing=node.standing, snapshots=node.shelf,
-        forwarder=node.forwarder, give=node.giver.give,
+        forwarder=node.forwarder, witness=node.witness, verifier=node.verifier,
+        give=node.giver.give,
         carry_out=desk.submit if desk is not None else None, condition=dict,
         is_ready=lambda: True, numbers=dict,
     )  # fmt: skip

@@ -26,6 +26,7 @@ def inside(store: Store, **parts: Any) -> Inside:
         "config": config, "started_ms": 1_700_000_000_123, "progress": progress, "peers": peers,
         "role": Role(), "fetcher": nothing, "gatherer": nothing, "writer": nothing,
         "shelf": SimpleNamespace(status=lambda: {"making": False}), "courier": None,
+        "verifier": SimpleNamespace(status=lambda: {"open": 7}),
         "alarms": store.ledger.alarms, "reading": store.reader, "clock": clock,
     }  # fmt: skip
     return Inside(**{**found, **parts})
@@ -39,6 +40,7 @@ def test_a_calm_node(tmp_path: Path) -> None:
     assert (said["waiting_local"], said["missing_blobs"], said["fetched_blobs"]) == (0, 3, 4)
     assert said["alarms"] == {"hlc_drift_ms_max": 0, "hlc_drift_events": 0, "damaged_blobs": 0}
     assert said["snapshot"] == {"making": False}
+    assert said["verify"] == {"open": 7}
     assert (said["forwarding_jobs"], said["outbox_rows"]) == (None, None)
     courier = SimpleNamespace(waiting_jobs=7)
     assert condition(inside(store, courier=courier))["forwarding_jobs"] == 7

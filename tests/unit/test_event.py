@@ -96,6 +96,15 @@ def test_an_envelope_that_does_not_fit_is_not_read(changed: dict[str, Any]) -> N
         event.decode(envelope(**changed))
 
 
+def test_text_that_is_no_utf8_is_damage() -> None:
+    """It must become a hole, and not stop whoever reads it."""
+    with pytest.raises(Unreadable, match="damaged event"):
+        event.decode(envelope().replace(b"m1", b"m\xff"))
+    payload = b"\x93\xa1\xff\x92\x90\x80\x90"
+    with pytest.raises(Unreadable, match="damaged document event"):
+        event.open_payload(event.decode(envelope(payload=payload)))
+
+
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x9b", b"{}", envelope()[:-1], envelope() + b"x"])
 def test_torn_bytes_are_no_event(data: bytes) -> None:
     with pytest.raises(Unreadable, match="damaged event"):

@@ -367,3 +367,43 @@ def test_a_short_path_goes_on_as_the_tree_does() -> None:
     assert leaf.ancestry == ("d", "c", "b", "a")
     (cut,) = merge.grafted(state, child, (1, 2), 3).leaves
     assert cut.ancestry == ("d", "c", "b")
+
+
+# States that cannot both be of one history
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.data())
+def test_states_of_one_history_are_merged(seed: int, data: st.DataObject) -> None:
+    states = st.sampled_from(reachable(seed))
+    a, b = data.draw(states), data.draw(states)
+    assert merge.reconciled(a, b) == merge.merge(a, b)
+
+
+def with_another_content(document: Document) -> Document:
+    leaves = tuple(msgspec.structs.replace(leaf, digest=b"other") for leaf in document.leaves)
+    return Document(leaves, document.context)
+
+
+def test_a_leaf_that_is_gone_while_the_context_stayed_is_no_purge() -> None:
+    """The plain merge would take it for one, and take the leaf from the sound side as well."""
+    sound = written((1, 1))
+    damaged = Document((), sound.context)
+    assert merge.merge(sound, damaged).leaves == ()
+    assert merge.reconciled(sound, damaged) is None
+    assert merge.reconciled(damaged, sound) is None
+
+
+def test_one_write_with_two_contents_is_left_alone() -> None:
+    one = written((1, 1))
+    assert merge.reconciled(one, with_another_content(one)) is None
+    # Neither contains all of the other, and one write of both has two contents.
+    later = Document(one.leaves, {**one.context, 2: 1})
+    other = with_another_content(Document(one.leaves, {**one.context, 3: 1}))
+    assert merge.reconciled(later, other) is None
+
+
+def test_an_earlier_state_is_followed_by_the_later_one() -> None:
+    earlier, later = written((1, 1)), written((1, 1), (1, 2))
+    assert merge.reconciled(earlier, later) == later
+    assert merge.reconciled(NOTHING, later) == later

@@ -8,6 +8,7 @@ import click
 COMMANDS = {
     "up": "divandb.cli.up:up",
     "status": "divandb.cli.status:status",
+    "verify": "divandb.cli.verify:verify",
     "add": "divandb.cli.add:add",
     "node": "divandb.cli.run:node",
     "board": "divandb.cli.run:board",

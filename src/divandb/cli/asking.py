@@ -35,7 +35,7 @@ class Asked:
     nobody took the question.
     """
     body: dict[str, Any] | None = None
-    """The JSON object of a 200."""
+    """The JSON object of a 200 or 202."""
     refused: str | None = None
     """Why there is none, if it is up."""
 
@@ -51,27 +51,27 @@ def basic(admin: str | None) -> str | None:
 
 
 async def ask_all(
-    questions: Mapping[str, tuple[str, str]], authorization: str | None
+    questions: Mapping[str, tuple[str, str]], authorization: str | None, body: bytes | None = None
 ) -> dict[str, Asked]:
-    """Name → what became of ``GET`` of a (URL, path)."""
+    """Name → what became of ``GET`` of a (URL, path), or of ``POST`` if there is a JSON body."""
     turns = asyncio.Semaphore(AT_A_TIME_MAX)
 
     async def one(url: str, path: str) -> Asked:
         async with turns:
-            return await ask(url, path, authorization)
+            return await ask(url, path, authorization, body)
 
     found = await asyncio.gather(*(one(url, path) for url, path in questions.values()))
     return dict(zip(questions, found, strict=True))
 
 
-async def ask(url: str, path: str, authorization: str | None) -> Asked:
-    """What becomes of one ``GET``."""
+async def ask(url: str, path: str, authorization: str | None, body: bytes | None = None) -> Asked:
+    """What becomes of one ``GET``, or ``POST`` if there is a JSON body."""
     bounds = LinkBounds(connect_s_max=UP_S_MAX, answer_s_max=ANSWER_S_MAX)
     link = Link(url, {"accept": "application/json"}, SystemRng(), bounds)
     try:
         async with asyncio.timeout(UP_S_MAX):
             await link.ask("GET", UP, body_bytes_max=ANSWER_BYTES_MAX)
-        return await _answer(link, path, authorization)
+        return await _answer(link, path, authorization, body)
     except TimeoutError:
         return Asked("silent")
     except LinkBroken as problem:
@@ -80,18 +80,23 @@ async def ask(url: str, path: str, authorization: str | None) -> Asked:
         await link.close()
 
 
-async def _answer(link: Link, path: str, authorization: str | None) -> Asked:
+async def _answer(link: Link, path: str, authorization: str | None, sent: bytes | None) -> Asked:
     """Of a node that is up."""
     headers = {} if authorization is None else {"authorization": authorization}
+    if sent is not None:
+        headers["content-type"] = "application/json"
     try:
-        reply = await link.ask("GET", path, headers=headers, body_bytes_max=ANSWER_BYTES_MAX)
+        reply = await link.ask(
+            "GET" if sent is None else "POST", path, sent or b"", headers=headers,
+            body_bytes_max=ANSWER_BYTES_MAX,
+        )  # fmt: skip
     except LinkBroken as problem:
         return Asked("up", refused=str(problem))
     try:
         body = msgspec.json.decode(reply.body, type=dict[str, Any])
     except msgspec.DecodeError:
         body = {}
-    if reply.status == 200:
+    if reply.status in (200, 202):
         return Asked("up", body)
     reason = str(body.get("reason", ""))[:REASON_CHARS_MAX]
     return Asked("up", refused=f"answered {reply.status}, {reason}".removesuffix(", "))

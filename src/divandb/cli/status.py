@@ -89,6 +89,16 @@ def collected(data: Path, url: str | None) -> dict[str, Any]:
         raise click.ClickException(str(problem)) from None
 
 
+def authorization_of(data: Path, url: str | None) -> str | None:
+    """With what nodes are asked; raises ``click.ClickException``."""
+    try:
+        if url is None:
+            return _as_member(datadir.read_secret(data))
+        return basic(credentials_in(url, os.environ.get("DIVANDB_ADMIN"))[1])
+    except (datadir.DataDirError, ValueError) as problem:
+        raise click.ClickException(str(problem)) from None
+
+
 def compare(nodes: list[dict[str, Any]]) -> None:
     """Set each node's ``lag_events`` to every master that has answered: what that has and it has
     not. A node itself knows only what it last heard.

@@ -108,9 +108,20 @@ def _alarms(node: dict[str, Any]) -> Iterator[str]:
         yield f"cannot apply {holes['count']} events: {'; '.join(holes['reasons'])}"
     if node.get("missing_blobs"):
         yield f"lacks the bytes of {node['missing_blobs']} attachments"
+    yield from _verified(node.get("verify") or {})
     for name, value in (node.get("alarms") or {}).items():
         if value:
             yield f"alarm {name}: {value}"
+
+
+def _verified(verify: dict[str, Any]) -> Iterator[str]:
+    """What the node has found of its own rows."""
+    if verify.get("failing"):
+        yield f"cannot read all rows: {verify['failing']}"
+    if verify.get("open"):
+        named = [f"{one['database']} {one['id']}: {one['what']}" for one in verify["examples"]]
+        count = f"{verify['open']} documents that are not what they should be"
+        yield f"holds {count}: {'; '.join(named)}"
 
 
 def _cut(text: str) -> str:

@@ -9,6 +9,11 @@ needs        what a session wrote elsewhere: waited for, fetched
 courier      writes on their way to a master
 desk         what a master waits for before a write, and after
 fetching     catch-up from a peer
+proving      what nodes ask each other to see whether they hold the same
+witness      the answers
+verifier     asks, all the time, and mends
+scanner      has all rows read now and then
+findings     what was found, counted and kept
 snapshots    copying a peer's file
 blobs        attachments whose bytes are not here, fetched
 relay        others' events on to the Replicas' Board

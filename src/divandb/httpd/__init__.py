@@ -24,6 +24,7 @@ Routes:
     listing        _all_docs, _design_docs, _local_docs
     divan          /{db}/_divan/…, what CouchDB does not have
     cluster        /_divan/…, what nodes and operators ask of a node
+    verify         /_divan/proof and /_divan/verify, whether nodes hold the same
     snapshots      /_divan/snapshot, a copy of the file for other nodes
     changes        _changes: what is asked for
     feed           _changes: how it is sent, live or not

@@ -9,6 +9,8 @@ from divandb.clock import Clock, Rng
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress
 from divandb.cluster.snapshots import Shelf
+from divandb.cluster.verifier import Verifier
+from divandb.cluster.witness import Witness
 from divandb.commands import Job
 from divandb.config import Config, Limits
 from divandb.entry import Entry
@@ -48,6 +50,8 @@ class Services:
     standing: Standing
     snapshots: Shelf
     forwarder: Forwarder
+    witness: Witness
+    verifier: Verifier
     give: Callable[[Vector], AsyncIterator[bytes]]
     """What lies beyond a vector, in frames; raises ``Busy``."""
     carry_out: Callable[[Job], None] | None

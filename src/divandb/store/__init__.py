@@ -14,6 +14,11 @@ changes         reading changes by place, marks, portable cursors' places
 listing         documents by id: the rows of `_all_docs`
 databases       names, generations, counters
 digests         one number over all that a database holds
+tally           rows that are counted while they change: what the writer tells the count
+scanning        reading all rows: are they what was written?
+soundness       what is wrong with a row by itself
+proofs          what a node holds, in numbers that others compare with theirs
+mending         taking from another node what differs or is damaged here
 registers       last-writer-wins values: `_security`, `_local` documents, settings
 blobs           attachments by name, in chunks
 chores          what the upkeep does next

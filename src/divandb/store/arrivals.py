@@ -272,7 +272,7 @@ def _merge(ledger: Ledger, shelf: _Shelf, arrived: DocumentState) -> None:
     ledger.reach(there.context)
     if not _follows(here, there):
         merged = merge.merge(here, there)
-        documents.store(ledger, shelf.database, row, merged, _born(here, merged, arrived))
+        documents.store(ledger, shelf.database, row, merged, born_in(here, merged, arrived))
         return
     if not covers(there.context, here.context):
         there = Document(there.leaves, join(here.context, there.context))
@@ -291,7 +291,7 @@ def _follows(here: Document, there: Document) -> bool:
     return there.context.get(gone, 0) >= gone_oseq and here.context.get(new, 0) < new_oseq
 
 
-def _born(here: Document, merged: Document, arrived: DocumentState) -> Born:
+def born_in(here: Document, merged: Document, arrived: DocumentState) -> Born:
     """The leaves that are new in ``merged``, with their bodies."""
     known = {(leaf.rev, leaf.digest) for leaf in here.leaves}
     kept = {(leaf.rev, leaf.digest) for leaf in merged.leaves}

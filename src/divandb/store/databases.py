@@ -64,6 +64,14 @@ def load_all(connection: Connection) -> list[Database]:
     return [_from_row(row) for row in rows]
 
 
+def find(connection: Connection, name: str) -> Database | None:
+    """A name's highest generation."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM database WHERE name = ? ORDER BY generation DESC LIMIT 1", (name,)
+    ).fetchone()
+    return _from_row(row) if row else None
+
+
 def load(connection: Connection, num: int) -> Database | None:
     """One generation by its number."""
     row = connection.execute(f"SELECT {_COLUMNS} FROM database WHERE num = ?", (num,)).fetchone()

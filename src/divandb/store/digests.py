@@ -70,6 +70,11 @@ def combined(digest: bytes, *numbers: int) -> bytes:
     return total.to_bytes(DIGEST_BYTES, "big")
 
 
+def as_bytes(number: int) -> bytes:
+    """A number, or several by exclusive or, as a digest is kept."""
+    return number.to_bytes(DIGEST_BYTES, "big")
+
+
 def shown(database: Database, digest: bytes) -> str:
     """A digest as 32 hex digits for people and other nodes: name, generation and whether the
     database was dropped are in it.

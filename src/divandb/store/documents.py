@@ -15,6 +15,7 @@ from divandb.store import blobs, digests
 from divandb.store.databases import Database
 from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
+from divandb.store.tally import Weight
 
 DELETED = 1
 NOTHING_SHOWN = 2
@@ -44,6 +45,7 @@ _BODIES_AFTER = """
 SELECT id, rev, digest, leaf, length(body) FROM body
 WHERE db = ? AND (id, rev, digest) > (?, ?, ?) ORDER BY id, rev, digest LIMIT ?
 """
+_DROP_LEAVES = "DELETE FROM body WHERE db = ? AND id = ? AND leaf = 1"
 _RELEASE = "DELETE FROM blob_use WHERE db = ? AND id = ? AND rev = ? RETURNING blob"
 _BODY_IS_OLD = """
 UPDATE body SET leaf = 0 WHERE db = ? AND id = ? AND rev = ? AND digest = ? AND leaf = 1
@@ -187,7 +189,9 @@ class Births:
         self._gone.append((row.place,))
         self._old.append((*key, False, before.deleted, row.body, attachments))
         _count(self._database, row, -1)
-        self._digest ^= digests.of_document(row.id, (before,))
+        number = digests.of_document(row.id, (before,))
+        self._digest ^= number
+        _leave(self._ledger, self._database, row, number)
         self._put(row.id, document, after, body)
 
     def _put(self, doc_id: str, document: Document, leaf: Leaf, body: bytes) -> None:
@@ -201,7 +205,9 @@ class Births:
         else:
             database.docs += 1
         database.body_bytes += len(body)
-        self._digest ^= digests.of_document(doc_id, (leaf,))
+        number = digests.of_document(doc_id, (leaf,))
+        self._digest ^= number
+        _enter(self._ledger, database, flags, body, number)
         if leaf.attachments:
             use_blobs(self._ledger, database.num, doc_id, leaf)
 
@@ -243,33 +249,67 @@ def store(
         ledger.connection.execute(_DELETE, (row.place,))
     _count(database, row, -1)
     before = digests.of_document(row.id, row.document.leaves)
+    _leave(ledger, database, row, before)
     row.place = ledger.next_place(database)
     row.document = document
     row.body = body
     row.rev = winner.rev if winner else ""
-    row.flags = _flags(shown)
+    row.flags = flags_of(shown)
     _count(database, row, +1)
     after = digests.of_document(row.id, document.leaves)
     database.digest = digests.combined(database.digest, before, after)
+    _enter(ledger, database, row.flags, row.body, after)
     ledger.connection.execute(
         _INSERT, (row.place, database.num, row.id, row.flags, row.rev, row.body, _encode(document))
     )
 
 
-def _flags(shown: list[Leaf]) -> int:
+def discard(ledger: Ledger, database: Database, row: Row) -> None:
+    """Take a damaged row out of the file, with the bodies of its leaves: it is as if the document
+    had never been here. ``row`` is as the file has it.
+    """
+    ledger.connection.execute(_DELETE, (row.place,))
+    ledger.connection.execute(_DROP_LEAVES, (database.num, row.id))
+    number = digests.of_document(row.id, row.document.leaves)
+    _count(database, row, -1)
+    _leave(ledger, database, row, number)
+    database.digest = digests.combined(database.digest, number)
+    ledger.touch(database)
+
+
+def flags_of(shown: list[Leaf]) -> int:
+    """The flags of the row of a document of which these leaves show, the winner first."""
     if not shown:
         return NOTHING_SHOWN
     return (DELETED if shown[0].deleted else 0) | (CONFLICTS if len(shown) > 1 else 0)
 
 
+def weight(flags: int, body: bytes) -> Weight:
+    """What a row counts in its database."""
+    if flags & NOTHING_SHOWN:
+        return (0, 0, 0)
+    return (0, 1, len(body)) if flags & DELETED else (1, 0, len(body))
+
+
 def _count(database: Database, row: Row, step: int) -> None:
-    if row.place == 0 or row.flags & NOTHING_SHOWN:
+    if row.place == 0:
         return
-    if row.flags & DELETED:
-        database.tombstones += step
-    else:
-        database.docs += step
-    database.body_bytes += step * len(row.body)
+    docs, tombstones, size = weight(row.flags, row.body)
+    database.docs += step * docs
+    database.tombstones += step * tombstones
+    database.body_bytes += step * size
+
+
+def _leave(ledger: Ledger, database: Database, row: Row, number: int) -> None:
+    scan = ledger.scan
+    if scan is not None and scan.num == database.num and row.place:
+        scan.leave(row.place, weight(row.flags, row.body), number)
+
+
+def _enter(ledger: Ledger, database: Database, flags: int, body: bytes, number: int) -> None:
+    scan = ledger.scan
+    if scan is not None and scan.num == database.num:
+        scan.enter(weight(flags, body), number)
 
 
 def _settle_bodies(

@@ -16,6 +16,7 @@ from divandb.store import databases
 from divandb.store.blobs import Sums
 from divandb.store.databases import EMPTY_DIGEST, Database
 from divandb.store.file import Connection
+from divandb.store.tally import Scan
 from divandb.vector import Dot, Origin, Vector, covers
 
 MARK_CHANGES_MAX = 100
@@ -97,6 +98,8 @@ class Ledger:
         self._ahead: set[Origin] = {origin for (origin,) in ahead}
         # What the file may have lost again is read again when it is needed.
         self.sums = Sums()
+        self.scan: Scan | None = None
+        """Rows that are being counted anew; it begins again if a transaction is undone."""
         self._begun = 0
         self._wrote = False
         for _, _, _, stamp in rows:

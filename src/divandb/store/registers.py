@@ -73,7 +73,7 @@ def take(ledger: Ledger, database: Database | None, kind: str, key: str, arrived
     """Take another node's value if it is later than ours; was it?"""
     num = database.num if database else NODE
     before = read(ledger.connection, num, kind, key)
-    if before is not None and _order(before) >= _order(arrived):
+    if before is not None and order(before) >= order(arrived):
         return False
     _store(ledger, database, kind, key, before, arrived)
     ledger.seen(arrived.stamp)
@@ -98,8 +98,11 @@ def _store(
         gone = digests.of_register(kind, key, before.value, before.stamp) if before else 0
         put = digests.of_register(kind, key, new.value, new.stamp)
         database.digest = digests.combined(database.digest, gone, put)
+        if ledger.scan is not None and ledger.scan.num == num:
+            ledger.scan.set(kind, key, gone, put)
         ledger.touch(database)
 
 
-def _order(register: Register) -> tuple[int, int, int]:
+def order(register: Register) -> tuple[int, int, int]:
+    """What decides between two values: the greater is taken everywhere."""
     return (register.stamp, register.origin, register.oseq)
