@@ -55,6 +55,7 @@ _SCRAM = {
     "SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256,
     "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512,
 }
+_STALE = {KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE}
 _RIGHTS = {Right.READ: AclOperation.READ, Right.WRITE: AclOperation.WRITE}
 
 
@@ -79,13 +80,21 @@ class Admin:
         self._login_problem: BoardError | None = None
         self._is_down = False
         self._why_down = ""
+        self._leaving: set[asyncio.Future[None]] = set()
 
     async def close(self) -> None:
         """Let go of the client."""
-        client, self._client = self._client, None
-        if client is not None:
+        self._let_go()
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+    def _let_go(self) -> None:
+        held, self._client = [self._client], None
+        if held != [None]:
             # The last reference goes in a thread: librdkafka's own threads are awaited there.
-            await asyncio.to_thread(lambda held: held.clear(), [client])
+            leaving = asyncio.ensure_future(asyncio.to_thread(held.clear))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     # What is there
 
@@ -322,6 +331,9 @@ class Admin:
             error: KafkaError = problem.args[0]
             if error.code() in harmless:
                 return None
+            if error.code() in _STALE:
+                # It waits for a controller that is dead, and is slow to ask who it is now.
+                self._let_go()
             raise error_of(error, self._who, what) from None
 
     def _check(self, waited_s: float, what: str) -> None:
