@@ -339,8 +339,13 @@ def _settle_bodies(
         else:
             is_leaf = (leaf.rev, leaf.digest) in kept
             keep_body(ledger, database, row.id, leaf, body, leaf=is_leaf)
-    if winner is None or won is not None:
-        return won or b""
+    if winner is None:
+        return b""
+    if won is not None:
+        # The same revision may have been there as one of those that do not win.
+        if not _same(before, winner) and any(_same(leaf, winner) for leaf in row.document.leaves):
+            _drop_body(ledger, database, row.id, winner)
+        return won
     if _same(before, winner):
         return row.body
     body = read_leaf_body(ledger.connection, database.num, row.id, winner)
