@@ -31,6 +31,21 @@ def test_an_edit_whose_revision_stands_there_with_another_content(tmp_path: Path
         store.close()
 
 
+def test_a_losing_revision_that_is_made_again_and_wins_leaves_one_body(tmp_path: Path) -> None:
+    """A deletion that has forgotten its parent loses against it, and is then made once more."""
+    store = Store(tmp_path, revs_limit=1)
+    store.create("db")
+    birth = edit("d", None, {"v": 1})
+    (first,) = store.write("db", birth)
+    deletion = edit("d", first, {}, deleted=True)
+    (gone,) = store.write("db", deletion)
+    store.write("db", Graft("d", 1, (birth.rev_hash,), False, birth.digest, birth.body))
+    assert store.count("body", "leaf = 1") == 1
+    assert store.write("db", deletion) == [gone]
+    assert store.count("body", "leaf = 1") == 0
+    store.close()
+
+
 def test_an_attachment_may_be_on_its_way_here(tmp_path: Path) -> None:
     """Its bytes may come after its document: whoever keeps it is not refused for that."""
     store = Store(tmp_path)
