@@ -23,6 +23,20 @@ def data(command: F) -> F:
     )(command)
 
 
+def node(command: F) -> F:
+    """`--url URL`, as ``url``: a cluster anywhere."""
+    return click.option(
+        "--url",
+        metavar="URL",
+        help="A node of a cluster anywhere; its admin by DIVANDB_ADMIN or in the URL.",
+    )(command)
+
+
+def as_json(command: F) -> F:
+    """`--json`, as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
 def kafka(command: F) -> F:
     """`--board URL`, as ``url``: boards on Apache Kafka."""
     return click.option(

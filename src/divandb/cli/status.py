@@ -31,12 +31,8 @@ _PLACE = ("name", "role", "url", "pid", "started")
 
 @click.command()
 @options.data
-@click.option(
-    "--url",
-    metavar="URL",
-    help="A node of a cluster anywhere; its admin by DIVANDB_ADMIN or in the URL.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.node
+@options.as_json
 @click.option("--watch", is_flag=True, help="Print it again every second, until Ctrl-C.")
 def status(data: Path, url: str | None, as_json: bool, watch: bool) -> None:
     """Show the nodes. The exit status is 1 when none is up."""

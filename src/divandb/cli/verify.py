@@ -22,12 +22,8 @@ CLOCK = SystemClock()
 
 @click.command()
 @options.data
-@click.option(
-    "--url",
-    metavar="URL",
-    help="A node of a cluster anywhere; its admin by DIVANDB_ADMIN or in the URL.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.node
+@options.as_json
 @click.option(
     "--wait",
     "wait_s",
