@@ -16,6 +16,8 @@ from tests.sim.node import SECRET, Node
 from tests.sim.world import Process, SimLoop
 
 LOOK_S = 0.05
+STEADY = Limits(failover_ms=600_000)
+"""Slots keep their owners, whatever happens to these."""
 
 
 class Cluster:

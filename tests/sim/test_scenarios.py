@@ -239,7 +239,7 @@ def test_a_message_vouches_only_for_what_it_carries(play: Callable[..., None]) -
         c.heal()
         await c.settled()
 
-    play(body)
+    play(body, replicas=0)
 
 
 def test_trace_13_an_event_of_another_version_is_kept_and_not_passed(
@@ -371,7 +371,7 @@ def test_a_gap_that_no_peer_can_fill_yet_is_not_passed(play: Callable[..., None]
         c.heal()
         await c.settled()
 
-    play(body)
+    play(body, replicas=0)
 
 
 def test_a_reader_that_retention_has_passed_catches_up_from_a_peer(
