@@ -6,7 +6,8 @@ Rules:
    brings with ``new_edits=false`` is kept as it is.
 2. A leaf carries its ancestry, newest first, its own hash at the head, cut when it was made.
 3. Of several leaves of one revision, one is shown: the greatest content digest; and that
-   revision's ancestry is the longest (then greatest) among them.
+   revision's ancestry is the longest (then greatest) among them. One that ends at a revision of
+   which another leaf knows more goes on as that does: its parent was not here when it was taken.
 4. A leaf that stands in another leaf's ancestry is not shown.
 5. The winner is the shown leaf that is not deleted, then has the highest N, then the highest
    hash (as bytes where it is hex).
@@ -102,7 +103,15 @@ def shown(leaves: Sequence[Leaf]) -> list[Leaf]:
     alone = _one_for_each_revision(leaves)
     inner = _inner_heads(alone)
     tips = [leaf for leaf in alone if (leaf.pos, leaf.ancestry[0]) not in inner]
-    return sorted(tips, key=rank, reverse=True)
+    return sorted((_whole(leaf, alone) for leaf in tips), key=rank, reverse=True)
+
+
+def _whole(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf:
+    """The leaf with all of its ancestry that is known: one that was taken without its parent goes
+    on where that one does, once it is here.
+    """
+    path = lengthened(leaves, leaf.pos, leaf.ancestry)
+    return leaf if path == leaf.ancestry else msgspec.structs.replace(leaf, ancestry=path)
 
 
 def _one_for_each_revision(leaves: Sequence[Leaf]) -> list[Leaf]:

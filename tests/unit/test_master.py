@@ -9,6 +9,7 @@ from divandb.attachments import pack
 from divandb.commands import Graft, WriteDocuments
 from divandb.errors import Conflict, PreconditionFailed
 from divandb.store import checkpoints, documents
+from divandb.store.ledger import Kind, Ledger
 from tests.stores import Store, edit
 
 
@@ -92,4 +93,24 @@ def test_an_unknown_parent_has_a_name_that_a_revision_can_have(tmp_path: Path, p
     good = edit("d", "1-a", {})
     (rev,) = store.do(WriteDocuments("db", 1, [good], orphans=True))
     assert rev == f"2-{good.rev_hash}"
+    store.close()
+
+
+def test_two_origins_of_one_transaction_are_both_contained_after_a_restart(tmp_path: Path) -> None:
+    """The slot changes hands between two writes that share a commit."""
+    store = Store(tmp_path)
+    store.create("x")
+
+    def step(ledger: Ledger) -> None:
+        first = ledger.next_dot(Kind.REGISTER, 0, "setting/a")
+        ledger.end_origin()
+        second = ledger.next_dot(Kind.REGISTER, 0, "setting/b")
+        assert first[0] != second[0]
+
+    store.do(step)
+    before = dict(store.ledger.vector)
+    store.close()
+    store.open()
+    assert store.ledger.vector == before
+    assert len(before) == 2
     store.close()

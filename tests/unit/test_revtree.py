@@ -57,6 +57,13 @@ def test_no_text_does_worse_than_a_refusal(text: str) -> None:
 # Leaves
 
 
+def test_a_child_that_came_before_its_parent_has_the_parents_ancestry_once_that_is_here() -> None:
+    child, parent = leaf("3-c", "b"), leaf("2-b", "a", dot=2)
+    (tip,) = revtree.shown([child, parent])
+    assert (tip.rev, tip.ancestry) == ("3-c", ("c", "b", "a"))
+    assert revtree.shown([child]) == [child]
+
+
 def test_a_leaf_knows_its_ancestry() -> None:
     tip = leaf("3-c", "b", "a")
     assert tip.rev == "3-c"

@@ -298,15 +298,19 @@ class Peers:
             peer.beating.add_done_callback(lambda _: peer.note_answer())
 
     def _targets(self) -> list[Peer]:
-        masters = [peer for peer in self.all() if self.tenure.owns(peer.member)]
-        if self.tenure.is_owner:
-            # Who says nothing may take itself for the owner, and has to hear that it is not.
-            return masters + [peer for peer in self.group() if not self.is_known(peer)]
         own = self.master_of(self._config.slot)
         if own is not None and self.is_live(own) and own.missed < MISSED_MAX:
             return [own]
-        # Somebody has to take over its slot: who of the group is there, and what do they contain?
-        return masters + [peer for peer in self.group() if peer not in masters]
+        return [peer for peer in self.all() if self._concerns(peer)]
+
+    def _concerns(self, peer: Peer) -> bool:
+        """Is it a master, or may it become one, or take itself for one?"""
+        owner = self.master_of(peer.member.slot)
+        if peer is owner:
+            return True
+        if owner is None:  # this node owns their slot: who is silent may not know it
+            return not self.is_known(peer)
+        return not self.is_known(owner) or owner.missed >= MISSED_MAX
 
     async def _beat(self, peer: Peer, *, names_all: bool = False) -> None:
         sent = self._clock.monotonic()

@@ -183,11 +183,11 @@ class Ledger:
             "INSERT INTO outbox (origin, oseq, kind, db, key, stamp) VALUES (?, ?, ?, ?, ?, ?)",
             self._outbox,
         )
-        origin, oseq = self._outbox[-1][:2]
-        self.connection.execute(
-            "UPDATE origin SET contained = ?1, reached = ?1, stamp = ?2 WHERE origin = ?3",
-            (oseq, self._hlc.last, origin),
-        )
+        for origin, oseq in {row[0]: row[1] for row in self._outbox}.items():
+            self.connection.execute(
+                "UPDATE origin SET contained = ?1, reached = ?1, stamp = ?2 WHERE origin = ?3",
+                (oseq, self._hlc.last, origin),
+            )
         self._outbox.clear()
 
     def cover(self, origin: Origin, slot: str, after: int, upto: int) -> None:
