@@ -104,6 +104,7 @@ class Indexer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed: set[int] = set()
         self._wake = asyncio.Event()
+        self._is_to_sweep = True
         self.sources: list[Sources] = []
         """Who has indexes; they must all be here before ``run``."""
 
@@ -252,8 +253,8 @@ class Indexer:
                 assert known is not None
                 await self.current(known, source)
             await self._retire(num, {source.signature for source in sources})
-        while await self._take(self._indexes.sweep):
-            await asyncio.sleep(0)
+        while self._is_to_sweep:
+            self._is_to_sweep = await self._take(self._indexes.sweep)
 
     def _sources_of(self, known: Known) -> list[Source]:
         return [source for each in self.sources for source in each(known)]
@@ -265,3 +266,4 @@ class Indexer:
             for one in gone:
                 del self._built[num, one.signature]
             await self._take(self._indexes.retire, [one.num for one in gone])
+            self._is_to_sweep = True

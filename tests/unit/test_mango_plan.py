@@ -17,7 +17,8 @@ from divandb.mango.sift import SQL_CHARS_MAX, VALUES_MAX, sift
 
 WORDS = [
     "", "a", "A", "ab", "aB", "abc", "b", "é", "e\u0301", "a\0", "a\x01", "\u200ba", "[x]", "{",
-    "1", "~", "it's", "\uffff", "\U0001f600", "z", "þ",
+    "1", "1-2", "1 2", "1.2", "1/2", "A-1", "a_1", "a:1", "ab\0c", "~", "it's", "\uffff",
+    "\U0001f600", "z", "þ",
 ]  # fmt: skip
 NUMBERS = [
     0, 1, -1, 7, 7.0, -0.0, 0.1, 0.30000000000000004, 7.000000000000001, 5e-324, 1e300, -1e300,
@@ -153,6 +154,9 @@ def test_the_sieve_lets_everything_through_that_matches(
         ({"a.b": 1, "c": 2}, {"a": {"b": 1}, "c": 3}),
         ({"$or": [{"a": 1}, {"b": 1}]}, {"a": 2, "b": 2}),
         ({"_id": "x"}, {"_id": "y"}),
+        ({"a": {"$gt": "2024-05-01T10:00"}}, {"a": "2024-04-30T11:00"}),
+        ({"a": {"$gte": "m"}}, {"a": "Lima"}),
+        ({"a": {"$lt": "m"}}, {"a": "Oslo"}),
     ],
 )
 def test_the_sieve_holds_back_what_it_can(selector: Any, document: dict[str, Any]) -> None:

@@ -10,8 +10,10 @@ Why it cannot be exact, condition by condition:
   not there. So numbers let booleans through, and texts let containers through.
 * SQLite may read a decimal otherwise by its last digit. Bounds are widened by a part in 10^12, and
   numbers beyond 2^53 are left to the predicate.
-* Strings are in another order here than in ``collate``; only equality is asked for, and only of
-  plain strings (``collate.is_plain``). Others may be equal to them, so all of these pass.
+* Strings are in another order here than in ``collate``. Equality is asked for of plain strings
+  (``collate.is_plain``); others may be equal to them, so all of these pass. Order is asked for as
+  far as a string begins with characters that both orders have in one order, whatever their case:
+  space, ``-``, ``.``, ``/``, digits, letters. All that begin with others pass.
 * Names that are no plain words, array indexes, and what is not in the body (``_conflicts``) are
   left to the predicate, and so is everything negated.
 """
@@ -44,6 +46,10 @@ _TEXT: Final = "{0} >= ''"
 _ARRAY: Final = "({0} >= '[' AND {0} < '\\')"
 _STRANGE: Final = "octet_length({0}) <> length({0}) OR {0} GLOB '*[^ -~]*'"
 """Is it no plain string? ``length`` ends at a NUL character."""
+_ALIKE: Final = re.compile(r"[ ./0-9A-Za-z-]*")
+_BEGIN: Final = "substr(lower({0}), 1, {1})"
+_ODD: Final = "{1} GLOB '*[^ ./0-9a-z-]*' OR octet_length({0}) <> length({0})"
+_BEGIN_CHARS_MAX: Final = 40
 _TYPES: Final = {
     "null": "'null'",
     "boolean": "'true', 'false'",
@@ -155,17 +161,39 @@ def _above(place: str, arg: Any) -> Found:
     bounds = _number(arg)
     if bounds is not None:
         return f"{_value(place)} >= ?", [bounds[0]]
-    if isinstance(arg, str | list | dict):
+    if isinstance(arg, str):
+        return _text_above(_value(place), arg)
+    if isinstance(arg, list | dict):
         return _TEXT.format(_value(place)), []
     return None
 
 
+def _text_above(value: str, arg: str) -> Found:
+    """Texts that begin so or higher; containers begin oddly."""
+    known = _alike(arg)
+    if not known:
+        return _TEXT.format(value), []
+    begin = _BEGIN.format(value, len(known))
+    return f"({_TEXT.format(value)} AND ({begin} >= ? OR {_ODD.format(value, begin)}))", [known]
+
+
+def _alike(arg: str) -> str:
+    """What ``arg`` begins with of the characters that have one order, in lower case."""
+    found = _ALIKE.match(arg)
+    return found[0][:_BEGIN_CHARS_MAX].lower() if found else ""
+
+
 def _below(place: str, arg: Any) -> Found:
-    """``$lt`` and ``$lte``: numbers up to there, and null, false and true before them."""
+    """``$lt`` and ``$lte``: what is up to there, and all that comes before its type."""
     bounds, value = _number(arg), _value(place)
-    if bounds is None:
+    if bounds is not None:
+        return f"({value} <= ? OR {value} IN (0, 1) OR {value} IS NULL)", [bounds[1]]
+    known = _alike(arg) if isinstance(arg, str) else ""
+    if not known:
         return None
-    return f"({value} <= ? OR {value} IN (0, 1) OR {value} IS NULL)", [bounds[1]]
+    begin = _BEGIN.format(value, len(known))
+    odd = _ODD.format(value, begin)
+    return f"({value} IS NULL OR NOT {_TEXT.format(value)} OR {begin} <= ? OR {odd})", [known]
 
 
 def _exists(place: str, arg: bool) -> Found:

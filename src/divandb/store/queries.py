@@ -30,12 +30,13 @@ _COUNT = f"SELECT count(*) FROM doc INDEXED BY doc_by_id WHERE {_LIVES}"
 _BY_KEY = """
 SELECT e.key, e.id, d.flags, d.body FROM indexes.entry AS e
 LEFT JOIN doc AS d INDEXED BY doc_by_id ON d.db = ? AND d.id = e.id AND d.flags & 3 = 0
-WHERE e.built = ? AND e.key >= ? AND e.key < ? AND (e.key, e.id, e.n) {after} (?, ?, ?)
+WHERE e.built = ? AND (e.key, e.id, e.n) {after} (?, ?, ?) AND e.key {upto} ?
 ORDER BY e.key {order}, e.id {order}, e.n {order} LIMIT ?
 """
 _EVERY_ID = b""
 """Stands behind every text."""
-_FIRST, _LAST = (b"", "", -1), (b"\xff\xff", "", 0)
+_BEFORE_ALL, _BEHIND_ALL = -1, 2**62
+"""Numbers of entries: the first is 0."""
 
 PIECE_BYTES_MAX = 1024 * 1024
 """A piece ends with the document that passes this."""
@@ -131,12 +132,15 @@ def by_key(
     """(key, id, flags, body) of the next entries of a span, behind one of them, and whether there
     may be more; ``flags`` is None where the document is gone.
     """
-    sql = _BY_KEY.format(after="<" if descending else ">", order="DESC" if descending else "ASC")
-    if behind is None:
-        begin: tuple[bytes, str, int] = _LAST if descending else _FIRST
+    if descending:
+        sql = _BY_KEY.format(after="<", upto=">=", order="DESC")
+        key, doc_id = behind or (span[1], "")
+        number, end = _BEFORE_ALL, span[0]
     else:
-        begin = (*behind, -1 if descending else 2**62)
-    rows: Any = connection.execute(sql, (num, built, *span, *begin, rows_max))
+        sql = _BY_KEY.format(after=">", upto="<", order="ASC")
+        key, doc_id = behind or (span[0], "")
+        number, end = _BEHIND_ALL if behind else _BEFORE_ALL, span[1]
+    rows: Any = connection.execute(sql, (num, built, key, doc_id, number, end, rows_max))
     found, is_cut = _bounded(rows)
     return found, is_cut or len(found) == rows_max
 
