@@ -161,6 +161,7 @@ class Indexer:
             built = await self._take(self._indexes.begin, *key, work.goal)
             self._built[key] = built
         work.start = built.seq
+        work.tell(built.seq)  # of an empty database it is there already
         while built.seq < work.goal:
             began = self._clock.monotonic()
             built = await self._take(self._indexes.step, built, work.goal, work.source.entries)
@@ -227,32 +228,36 @@ class Indexer:
                 await self._wake.wait()
                 self._wake.clear()
                 changed, self._changed = self._changed, set()
-                try:
-                    await self._keep_up(changed)
-                    await asyncio.sleep(LOOK_EVERY_S)
-                except Exception as fault:  # it is tried again; queries meet it and tell
-                    if not isinstance(fault, NotFound):
-                        self._log.fault("indexes cannot be kept current", fault)
-                    self.changed(changed)
-                    await asyncio.sleep(FAULT_PAUSE_S)
+                failed = await self._keep_up(changed)
+                await asyncio.sleep(FAULT_PAUSE_S if failed else LOOK_EVERY_S)
+                if failed:
+                    self.changed(failed)
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _keep_up(self, nums: set[int]) -> None:
-        living = {
-            found.num: found
-            for name in self._catalog.names()
-            if (found := self._catalog.find(name))
-        }
+    async def _keep_up(self, nums: set[int]) -> set[int]:
+        """Have the indexes of these databases current; those of which it failed."""
+        found = [self._catalog.find(name) for name in self._catalog.names()]
+        living = {known.num: known for known in found if known is not None}
+        failed: set[int] = set()
         for num in nums:
-            known = living.get(num)
-            sources = self._sources_of(known) if known is not None else []
-            for source in sources:
-                assert known is not None
-                await self.current(known, source)
-            await self._retire(num, {source.signature for source in sources})
+            try:
+                await self._keep_current(num, living.get(num))
+            except NotFound:
+                failed.add(num)  # dropped a moment ago: the next look finds it gone
+            except Exception as fault:  # queries meet it, too, and tell
+                self._log.fault("indexes cannot be kept current", fault)
+                failed.add(num)
+        return failed
+
+    async def _keep_current(self, num: int, known: Known | None) -> None:
+        sources = self._sources_of(known) if known is not None else []
+        for source in sources:
+            assert known is not None
+            await self.current(known, source)
+        await self._retire(num, {source.signature for source in sources})
         while self._is_to_sweep:
             self._is_to_sweep = await self._take(self._indexes.sweep)
 

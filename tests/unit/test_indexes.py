@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divandb.catalog import Catalog
+from divandb import indexer
+from divandb.catalog import Catalog, Known
 from divandb.commands import Purge
 from divandb.config import Limits
 from divandb.errors import Busy, NotFound, StorageFull, TookTooLong
@@ -245,6 +246,13 @@ def test_documents_by_id_in_pieces(store: Store, monkeypatch: pytest.MonkeyPatch
 # The indexer and queries on it
 
 
+class Told(Lines):
+    """A log that keeps faults."""
+
+    def fault(self, what: str, fault: BaseException, **values: object) -> None:
+        self.events.append(what)
+
+
 class Bench:
     """An indexer and a finder over a store, on the test's own loop."""
 
@@ -253,9 +261,10 @@ class Bench:
         self.file = opened(store)
         self.catalog = Catalog(store.reader, 1000)
         self.asked = 0
+        self.time, self.log = Time(), Told()
         self.indexer = Indexer(
             self.file, self.file.built(), self.catalog, self.offload, lambda: self.asked, 0.5,
-            Time(), Lines(),
+            self.time, self.log,
         )  # fmt: skip
         self.clock = StillClock()
         self.finder = Finder(
@@ -319,6 +328,60 @@ def test_a_fault_is_told_to_those_who_wait_and_tried_again(bench: Bench) -> None
         assert (await bench.indexer.current(known, source)).seq == 1
 
     asyncio.run(story())
+
+
+def test_one_database_that_fails_keeps_no_other_behind(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer, "FAULT_PAUSE_S", 0.01)
+    broken = [True]
+
+    def sources(known: Known) -> list[Source]:
+        if known.name == "x" and broken:
+            raise ValueError("a bug of ours")
+        return [Source(SIGNATURE, by_value, "d")]
+
+    bench.store.create("y")
+    bench.catalog.refresh(Changes(set(), set(), {2}))
+    bench.indexer.sources.append(sources)
+
+    async def story() -> None:
+        running = asyncio.create_task(bench.indexer.run())
+        async with asyncio.timeout(20):
+            while bench.indexer.find(bench.catalog.get("y"), SIGNATURE) is None:
+                await asyncio.sleep(0.01)
+            assert bench.indexer.find(bench.catalog.get("x"), SIGNATURE) is None
+            assert "indexes cannot be kept current" in bench.log.events
+            broken.clear()
+            while bench.indexer.find(bench.catalog.get("x"), SIGNATURE) is None:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_a_build_that_takes_time_is_an_active_task(bench: Bench) -> None:
+    for number in range(2 * indexes.STEP_ROWS_MAX):
+        put(bench.store, f"d{number}", 1)
+    shown: list[Any] = []
+
+    def slow(documents: Sequence[tuple[str, bytes]]) -> Any:
+        bench.time.now += 0.5
+        shown.extend(bench.indexer.tasks())
+        return by_value(documents)
+
+    async def story() -> None:
+        known = bench.catalog.get("x")
+        await bench.indexer.current(known, Source(SIGNATURE, slow, "_design/d"))
+        assert bench.indexer.tasks() == []
+
+    asyncio.run(story())
+    assert [(one["type"], one["database"], one["design_document"]) for one in shown] == [
+        ("indexer", "x", "_design/d")
+    ] * 2
+    assert [one["progress"] for one in shown] == [0, 50]
+    assert shown[1]["changes_done"] == indexes.STEP_ROWS_MAX
 
 
 def test_indexes_that_no_design_document_names_go(bench: Bench) -> None:

@@ -91,6 +91,7 @@ class IndexFile:
         return connection
 
     def _prepare(self, connection: Connection) -> None:
+        connection.execute("PRAGMA synchronous = NORMAL")
         version = connection.pragma("user_version")
         if version not in (0, FORMAT):
             raise file.FormatError(f"{self.path} has format {version}")
@@ -102,7 +103,6 @@ class IndexFile:
                 connection.execute(schema)
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
 
