@@ -103,6 +103,7 @@ class Finder:
             return kept[1]
         bodies = listing.bodies(self._reading, known.num, [doc_id for doc_id, _ in revs])
         found = [one for body in bodies for one in index.of_design(orjson.loads(body))]
+        found.sort(key=lambda one: (one.ddoc or "", one.name))
         if len(self._designs) >= KEPT_MAX:
             self._designs.clear()
         self._designs[known.num] = (revs, found)

@@ -170,6 +170,7 @@ def test_limit_skip_and_bookmark(heroes: Database) -> None:
         ("/_index", {"index": {"fields": ["a"], "partial_filter_selector": {"a": {"$regex": "("}}}},
          400, "bad_arg"),
         ("/_index", {"index": {"fields": ["a"]}, "ddoc": "_design/"}, 400, "illegal_docid"),
+        ("/_index", {"index": {"fields": ["a"]}, "partitioned": True}, 400, "bad_request"),
         ("/_index/_bulk_delete", {"docids": 1}, 400, "invalid_bulk_docs"),
         ("/_index/_bulk_delete", {}, 400, "missing_required_key"),
     ],
@@ -194,6 +195,7 @@ def test_indexes_are_listed_and_removed(heroes: Database) -> None:
     assert heroes.post("/_design/a", method="GET")[0] == 404, "nothing was left in it"
     assert heroes.post("/_index/b/json/b", method="DELETE")[0] == 404
     assert heroes.post("/_index/c/text/c", method="DELETE")[0] == 404
+    heroes.index("e", ddoc="c", name="e")
     _, gone = heroes.post("/_index/_bulk_delete", {"docids": ["_design/c", "nobody"]})
     assert gone == {
         "success": [{"id": "_design/c", "ok": True}],

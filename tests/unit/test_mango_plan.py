@@ -469,4 +469,12 @@ def test_fields_are_picked_along_their_paths() -> None:
     paths = tuple(map(tree.path_of, ["a.b", "a.c.1.d", "x\\.y", "n", "gone", "a.gone.b"]))
     picked = indexes.picked(document, paths)
     assert picked == {"a": {"b": 1, "c": {"1": {"d": 6}}}, "x.y": 2, "n": None}
+    inner = indexes.picked(document, (("a", "c"), ("a", "c", "1")))
+    assert inner == {"a": {"c": [5, {"d": 6}]}}, "what is there whole stays whole"
     assert document["a"] == {"b": 1, "c": [5, {"d": 6}]}
+
+
+def test_paths() -> None:
+    assert tree.path_of("a.b") == ("a", "b")
+    assert tree.path_of(r"a\.b.c") == ("a.b", "c")
+    assert tree.path_of(tree.joined(("a.b", "c"))) == ("a.b", "c")

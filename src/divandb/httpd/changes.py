@@ -156,12 +156,10 @@ def _fields(value: Any) -> tuple[tuple[str, ...], ...]:
         raise BadRequest("Selector error: fields must be JSON array")
     if not all(isinstance(field, str) for field in value):
         raise BadRequest("Selector error: each of fields must be a string")
-    return tuple(path_of(field) for field in value)
-
-
-def path_of(field: str) -> tuple[str, ...]:
-    r"""The names in a dotted path; ``\.`` is a dot within a name."""
-    return tuple(part.replace("\\.", ".") for part in re.split(r"(?<!\\)\.", field))
+    try:
+        return tuple(tree.path_of(field) for field in value)
+    except BadRequest as refusal:
+        raise BadRequest(f"Selector error: {refusal.reason}") from None
 
 
 def _refuse_function(call: Call, known: Known, kind: str, member: str, name: str) -> NoReturn:

@@ -25,6 +25,7 @@ from divandb.errors import NotFound
 from divandb.httpd import elsewhere, pieces, render, respond
 from divandb.httpd.pieces import Pieces
 from divandb.httpd.services import Services
+from divandb.mango.index import picked
 from divandb.replica import BETWEEN, DELETED, Lines, Replica, Revision, Row, Sieve, Start
 from divandb.revtree import Attachment, Leaf
 
@@ -108,27 +109,6 @@ class Filter(msgspec.Struct, frozen=True):
     def everything(self) -> bool:
         """Is nothing left out?"""
         return self.ids is None and not self.designs and self.matches is None
-
-
-def projected(document: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> dict[str, Any]:
-    """What of a document lies at these paths."""
-    left: dict[str, Any] = {}
-    for path in paths:
-        value: Any = document
-        for name in path:
-            value = value.get(name, msgspec.UNSET) if isinstance(value, dict) else msgspec.UNSET
-        if value is not msgspec.UNSET:
-            _put(left, path, value)
-    return left
-
-
-def _put(target: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
-        inner = target.setdefault(name, {})
-        if not isinstance(inner, dict):
-            return
-        target[name] = target = dict(inner)
-    target[path[-1]] = value
 
 
 # Reading
@@ -378,7 +358,7 @@ class Reader:
         if not self._chosen.fields:
             return made
         whole = orjson.loads(b"".join(made))
-        return iter([orjson.dumps(projected(whole, self._chosen.fields))])
+        return iter([orjson.dumps(picked(whole, self._chosen.fields))])
 
     # The end
 

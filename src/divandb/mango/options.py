@@ -242,6 +242,9 @@ def read_query(body: Mapping[str, Any]) -> Query:
 def read_index(body: Mapping[str, Any]) -> NewIndex:
     """A body of ``POST _index``."""
     found = _checked(body, _INDEX, "index")
+    if found.get("partitioned"):
+        reason = "`partitioned` option cannot be `true` in a non-partitioned database."
+        raise BadRequest(reason)
     kind = found.get("type", "json")
     if kind not in ("json", "text", "nouveau"):
         raise refused("invalid_index", f"Invalid type for index: {kind}")
