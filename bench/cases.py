@@ -141,7 +141,7 @@ def _query_cases(data: Data, settings: Settings) -> list[Case]:
     find, feed = f"/{data.db}/_find", f"/{data.db}/_changes?filter=_selector"
     wanted: dict[str, tuple[str, str, list[dict[str, object]]]] = {
         "find": (find, "docs", [{"number": doc["number"]} for doc in docs]),
-        "find_regex": (find, "docs", [{"customer": {"$regex": f"^{docs[0]['customer']}$"}}]),
+        "find_regex": (find, "docs", [{"customer": {"$regex": f"{docs[0]['customer'][:-1]}.$"}}]),
         "find_index": (find, "docs", [{"customer": doc["customer"]} for doc in docs]),
         "changes_1pc": (feed, "results", [{"total": {"$lt": totals[len(totals) // 100]}}]),
     }

@@ -35,7 +35,7 @@ from divandb.store.queries import Sieve, Stretch
 THREADS = 2
 ROWS_MIN, ROWS_MAX = 64, 4096
 """Documents that a step looks at: more as long as steps are short."""
-STEP_S = 0.01
+STEP_S = 0.03
 PIECE_BYTES_MAX = 512 * 1024
 """A step ends with the document that passes this."""
 DESIGNS_MAX = 10_000

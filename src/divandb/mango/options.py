@@ -41,6 +41,8 @@ class Query(msgspec.Struct, frozen=True):
     stable: bool = False
     execution_stats: bool = False
     allow_fallback: bool = True
+    finds_nothing: bool = False
+    """A selector that is ``$and`` or ``$or`` of nothing matches all, but CouchDB finds nothing."""
 
     @property
     def descending(self) -> bool:
@@ -236,7 +238,8 @@ _DEFINITION: Final[dict[str, Check]] = {
 
 def read_query(body: Mapping[str, Any]) -> Query:
     """A body of ``_find`` or ``_explain``."""
-    return Query(**_checked(body, _FIND, "selector"))
+    found = _checked(body, _FIND, "selector")
+    return Query(**found, finds_nothing=body["selector"] in ({"$and": []}, {"$or": []}))
 
 
 def read_index(body: Mapping[str, Any]) -> NewIndex:
@@ -254,7 +257,8 @@ def read_index(body: Mapping[str, Any]) -> NewIndex:
     definition = Definition((), None)
     if kind == "json":
         parts = _checked(given, _DEFINITION, "fields")
-        definition = Definition(parts["fields"], parts.get("partial_filter_selector"))
+        partial = parts.get("partial_filter_selector", tree.EVERYTHING)
+        definition = Definition(parts["fields"], None if partial == tree.EVERYTHING else partial)
     return NewIndex(given, definition, kind, found.get("name", ""), found.get("ddoc", ""))
 
 

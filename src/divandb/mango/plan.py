@@ -295,7 +295,8 @@ def choose(query: Query, indexes: Sequence[Index], *, explaining: bool = False) 
     winner = ranked[0] if ranked else None
     rejected = _rejected(everything, considered, misfits, filtered, ranked, found)
     taken = _prefix(winner, found) if winner is not None else ()
-    return Plan(query, winner, taken, tuple(rejected), any(one.is_empty for one in found.values()))
+    is_empty = query.finds_nothing or any(one.is_empty for one in found.values())
+    return Plan(query, winner, taken, tuple(rejected), is_empty)
 
 
 def _fallback(query: Query, usable: list[Index]) -> list[Index]:

@@ -47,6 +47,8 @@ _ARRAY: Final = "({0} >= '[' AND {0} < '\\')"
 _STRANGE: Final = "octet_length({0}) <> length({0}) OR {0} GLOB '*[^ -~]*'"
 """Is it no plain string? ``length`` ends at a NUL character."""
 _ALIKE: Final = re.compile(r"[ ./0-9A-Za-z-]*")
+_WORD: Final = re.compile(r"[0-9A-Za-z _-]+")
+_BEGINS_WITH_WORD: Final = re.compile(r"\^([0-9A-Za-z _-]+)(.?)", re.DOTALL)
 _BEGIN: Final = "substr(lower({0}), 1, {1})"
 _ODD: Final = "{1} GLOB '*[^ ./0-9a-z-]*' OR octet_length({0}) <> length({0})"
 _BEGIN_CHARS_MAX: Final = 40
@@ -222,8 +224,16 @@ def _begins(place: str, prefix: str) -> Found:
     return f"substr({_value(place)}, 1, ?) = ?", [len(prefix), prefix]
 
 
-def _text(place: str, _: Any) -> Found:
-    return _TEXT.format(_value(place)), []
+def _regex(place: str, pattern: str) -> Found:
+    """A pattern that is a plain word, or begins with one; all others are left over."""
+    value = _value(place)
+    if _WORD.fullmatch(pattern):
+        return f"instr({value}, ?)", [pattern]
+    found = _BEGINS_WITH_WORD.match(pattern)
+    if found is None or "|" in pattern:
+        return _TEXT.format(value), []
+    word = found[1][:-1] if found[2] and found[2] in "*?{" else found[1]
+    return f"substr({value}, 1, ?) = ?", [len(word), word]
 
 
 def _array(place: str, _: Any) -> Found:
@@ -245,7 +255,7 @@ _TESTS: Final[dict[str, Callable[[str, Any], Found]]] = {
     "$type": _type,
     "$size": _size,
     "$mod": _mod,
-    "$regex": _text,
+    "$regex": _regex,
     "$beginsWith": _begins,
     "$all": _array,
     "$elemMatch": _array,

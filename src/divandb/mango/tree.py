@@ -32,7 +32,7 @@ def parse(selector: object, *, depth_max: int = DEPTH_MAX, values_max: int = VAL
         reason = f"Selector must be a JSON object, not: {shown(selector)}"
         raise _error("invalid_selector_json", reason)
     if not selector:
-        return And(())
+        return EVERYTHING
     node = _normalize(_parse(selector, ()))
     if isinstance(node, At) and not node.path:
         raise _error("invalid_selector", "One or more conditions is missing a field name.")
@@ -117,6 +117,9 @@ class At:
 
 
 Node = And | Or | Not | Test | At
+
+EVERYTHING: Final = And(())
+"""The empty selector."""
 
 _BOOLEAN = frozenset({"$and", "$or", "$nor"})
 _NESTED = frozenset({"$elemMatch", "$allMatch", "$keyMapMatch"})
@@ -249,17 +252,21 @@ def _negated_test(operator: str, arg: object) -> Test | Not:
 
 def as_json(node: Node) -> Any:
     """The normalized selector, as ``_explain`` shows it."""
+    return {} if node == EVERYTHING else _as_json(node)
+
+
+def _as_json(node: Node) -> Any:
     match node:
         case And(nodes):
-            return {"$and": [as_json(child) for child in nodes]} if nodes else {}
+            return {"$and": [_as_json(child) for child in nodes]}
         case Or(nodes):
-            return {"$or": [as_json(child) for child in nodes]}
+            return {"$or": [_as_json(child) for child in nodes]}
         case Not(child):
-            return {"$not": as_json(child)}
+            return {"$not": _as_json(child)}
         case At(path, condition):
-            return {joined(path): as_json(condition)} if path else as_json(condition)
+            return {joined(path): _as_json(condition)} if path else _as_json(condition)
         case Test(operator, arg):
-            return {operator: as_json(arg) if operator in _NESTED else arg}
+            return {operator: _as_json(arg) if operator in _NESTED else arg}
 
 
 def joined(path: Iterable[str]) -> str:
