@@ -12,7 +12,8 @@ from pathlib import Path
 from bench import documents, load, proc, stats
 from bench.servers import BenchError, Target
 
-NODE_NAMES = ("idle", "get", "random", "all_docs", "changes", "put", "bulk")
+QUERIES = ("find", "find_regex", "find_index", "changes_1pc")
+NODE_NAMES = ("idle", "get", "random", "all_docs", "changes", *QUERIES, "put", "bulk")
 REPLICATION = "replication"
 """Not a case of one node: a cluster, measured by ``replication``."""
 NAMES = (*NODE_NAMES, REPLICATION)
@@ -129,7 +130,46 @@ def reading(data: Data, feeds: dict[str, bytes], settings: Settings, folder: Pat
         Case("random", settings.connections, 0, True, get_random),
         _feed_case("all_docs", data, feeds, settings),
         _feed_case("changes", data, feeds, settings),
+        *_query_cases(data, settings),
     ]
+
+
+def _query_cases(data: Data, settings: Settings) -> list[Case]:
+    """Queries for one document without an index and with one, and a feed that shows 1%."""
+    docs = [json.loads(body) for body in data.bodies]
+    totals = sorted(doc["total"] for doc in docs)
+    find, feed = f"/{data.db}/_find", f"/{data.db}/_changes?filter=_selector"
+    wanted: dict[str, tuple[str, str, list[dict[str, object]]]] = {
+        "find": (find, "docs", [{"number": doc["number"]} for doc in docs]),
+        "find_regex": (find, "docs", [{"customer": {"$regex": f"{docs[0]['customer'][:-1]}.$"}}]),
+        "find_index": (find, "docs", [{"customer": doc["customer"]} for doc in docs]),
+        "changes_1pc": (feed, "results", [{"total": {"$lt": totals[len(totals) // 100]}}]),
+    }
+
+    def case(name: str, path: str, member: str, selectors: list[dict[str, object]]) -> Case:
+        def generate(target: Target, connections: int, turn: int) -> stats.Load:
+            rngs = [random.Random(f"{turn} {one}") for one in range(connections)]
+            attempts = [
+                load.question(target, path, _questions(rng, selectors), member) for rng in rngs
+            ]
+            return load.in_parallel(target, attempts, settings.seconds)
+
+        return Case(name, settings.feed_connections, 0, False, generate)
+
+    return [case(name, *what) for name, what in wanted.items()]
+
+
+def _questions(rng: random.Random, selectors: Sequence[dict[str, object]]) -> Iterator[bytes]:
+    while True:
+        yield json.dumps({"selector": rng.choice(selectors)}).encode()
+
+
+def make_index(target: Target, db: str) -> None:
+    """The index of `find_index`, built when this returns."""
+    index = {"index": {"fields": ["customer"]}, "ddoc": "bench"}
+    target.expect([200], "POST", f"/{db}/_index", json.dumps(index).encode())
+    first = {"selector": {"customer": "nobody"}}
+    target.expect([200], "POST", f"/{db}/_find", json.dumps(first).encode())
 
 
 def writing(data: Data, put_db: str, bulk_db: str, settings: Settings, folder: Path) -> list[Case]:

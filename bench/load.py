@@ -173,6 +173,23 @@ def bulk(target: Target, db: str, bodies: Iterator[bytes], docs: int) -> Attempt
     return attempt
 
 
+def question(target: Target, path: str, bodies: Iterator[bytes], member: str) -> Attempt:
+    """POSTs of the next of ``bodies``, answered with a list under ``member``, in which something
+    must be.
+    """
+    headers = target.headers | {"Content-Type": "application/json"}
+
+    def attempt(connection: http.client.HTTPConnection) -> str | None:
+        connection.request("POST", path, next(bodies), headers)
+        answer = connection.getresponse()
+        received = answer.read()
+        if answer.status != 200:
+            return "status"
+        return None if json.loads(received)[member] else "nothing"
+
+    return attempt
+
+
 def in_parallel(target: Target, attempts: Sequence[Attempt], seconds: float) -> stats.Load:
     """A connection for each of ``attempts``, each asking again as soon as it has its answer."""
     with ThreadPoolExecutor(len(attempts)) as pool:

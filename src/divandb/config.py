@@ -147,6 +147,12 @@ class Limits:
     """All rows are read so often, to see whether they are what was written."""
     verify_share_max: float = 0.05
     """The share of its time that reading rows may use, unless somebody waits for it."""
+    finds_max: int = 64
+    """Queries that a node answers at a time; one more is a 503."""
+    find_ms_max: int = 60_000
+    """A query that has not been answered after this time is given up."""
+    index_share_max: float = 0.3
+    """The share of its time that building indexes may use while clients ask."""
     join_wait_ms: int = 1_500
     """A node that starts waits so long to hear what others have, before it opens its file."""
 

@@ -200,6 +200,7 @@ class Entry:
         documents: Sequence[Prepared],
         *,
         new_edits: bool = True,
+        concern: Concern = Concern.LOCAL,
     ) -> list[WriteResult]:
         """Write documents; for each its revision, or why it was refused."""
         if self._is_behind and any(_looks_here(known, prepared) for prepared in documents):
@@ -217,7 +218,7 @@ class Entry:
                 except DivanError as refusal:
                     results[place] = refusal
             try:
-                places = await self._carried_out(known, documents, fixed, results)
+                places = await self._carried_out(known, documents, fixed, results, concern)
             except NotFound:
                 if not self._is_behind:
                     raise
@@ -232,13 +233,14 @@ class Entry:
         documents: Sequence[Prepared],
         fixed: dict[int, Edit | Graft],
         results: list[WriteResult],
+        concern: Concern,
     ) -> list[int]:
         """Have the writes carried out; the places of those whose parent may be chosen again."""
         if not fixed:
             return []
         writes = list(fixed.values())
         command = WriteDocuments(known.name, known.generation, writes)
-        answers = await self.execute(command, _size(writes))
+        answers = await self.execute(command, _size(writes), concern=concern)
         if self._is_behind and any(
             isinstance(result, Conflict) and _is_parent_ours(write, documents[place])
             for (place, write), result in zip(fixed.items(), answers, strict=True)

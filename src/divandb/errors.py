@@ -18,6 +18,7 @@
     ├── UnsupportedMediaType      415 bad_content_type
     ├── RangeNotSatisfiable       416 requested_range_not_satisfiable
     ├── NotImplementedHere        501 not_implemented
+    ├── TookTooLong               500 timeout
     └── Busy                      503 service_unavailable (with Retry-After)
         └── StorageFull           507 insufficient_storage
 
@@ -123,6 +124,10 @@ class RangeNotSatisfiable(DivanError):
 class NotImplementedHere(DivanError):
     status = 501
     error = "not_implemented"
+
+
+class TookTooLong(DivanError):
+    error = "timeout"
 
 
 class Busy(DivanError):

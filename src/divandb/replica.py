@@ -24,10 +24,11 @@ from divandb.store.databases import EMPTY_DIGEST, Database
 from divandb.store.documents import DELETED, NOTHING_SHOWN, Revision, Row
 from divandb.store.file import Connection, Disk, connect
 from divandb.store.listing import Page, Span, rest_after
+from divandb.store.queries import Sieve
 from divandb.vector import Vector, covers
 
 __all__ = [
-    "BETWEEN", "DELETED", "Lines", "Page", "Replica", "Revision", "Row", "Span", "Start",
+    "BETWEEN", "DELETED", "Lines", "Page", "Replica", "Revision", "Row", "Sieve", "Span", "Start",
     "Summary", "rest_after",
 ]  # fmt: skip
 
@@ -289,6 +290,26 @@ class Replica:
         """The next documents last changed in (after, upto], in that order; none at the end."""
         low, high = known.place | after, (known.place | upto) + 1
         return changes.rows(self._connection, low, high, limit, descending=descending)
+
+    def sifted(
+        self,
+        known: Known,
+        after: int,
+        upto: int,
+        limit: int,
+        sieve: Sieve,
+        *,
+        descending: bool = False,
+        all_leaves: bool = False,
+    ) -> tuple[list[Row], int | None]:
+        """Those of the next ``limit`` documents last changed in (after, upto] that pass a sieve,
+        and the change that this goes to; ``None``: it is the end.
+        """
+        low, high = known.place | after, (known.place | upto) + 1
+        found, place = changes.sifted(
+            self._connection, low, high, limit, sieve, descending=descending, all_leaves=all_leaves
+        )
+        return found, None if place is None else place - known.place
 
     def changed_at(self, known: Known, seq: int) -> Row | None:
         """The document whose last change is this one, if there is one."""

@@ -47,6 +47,7 @@ from divandb.condition import Inside, condition
 from divandb.config import MASTER, BoardAccess, Config, TlsFiles
 from divandb.entry import Entry
 from divandb.errors import DivanError
+from divandb.finder import Finder
 from divandb.httpd import (
     attachments,
     bulk,
@@ -55,6 +56,7 @@ from divandb.httpd import (
     databases,
     divan,
     documents,
+    find,
     info,
     listing,
     session,
@@ -70,6 +72,7 @@ from divandb.httpd.peer_lane import PeerLane
 from divandb.httpd.protocol import protocol_class
 from divandb.httpd.services import Services
 from divandb.httpd.standing import Standing
+from divandb.indexer import Indexer
 from divandb.joining import join
 from divandb.link import Link
 from divandb.master import Master
@@ -77,7 +80,7 @@ from divandb.node import Parts, Role
 from divandb.pulse import Sockets, keep_listening
 from divandb.replica import Replica
 from divandb.settings import Settings
-from divandb.store import arrivals, file, outbox, registers, succession
+from divandb.store import arrivals, file, indexes, outbox, registers, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.ledger import Changes, Ledger
 from divandb.store.upkeep import Upkeep, all_kept, no_board, tend
@@ -90,6 +93,7 @@ from divandb.vector import Vector
 TABLES: list[RouteTable] = [
     cluster.ROUTES, snapshots.ROUTES, verify.ROUTES,
     session.ROUTES, info.ROUTES, databases.ROUTES, bulk.ROUTES, listing.ROUTES, changes.ROUTES,
+    find.ROUTES,
     divan.ROUTES, documents.ROUTES, attachments.ROUTES,
 ]  # fmt: skip
 SYSTEM_DATABASES = ("_users", "_replicator")
@@ -235,6 +239,11 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         reading = file.connect(disk, readonly=True, cache_bytes=limits.sqlite_cache_bytes_max)
         stack.callback(reading.close)
 
+        index_path = config.data / indexes.FILE_NAME
+        index_file = indexes.IndexFile(index_path, disk, limits.sqlite_cache_bytes_max)
+        stack.callback(index_file.close)
+        built = index_file.settle(identity)
+
         # Reads
         hlc = HybridClock(clock)
         ledger = Ledger(writing, config.slot, hlc, rng)
@@ -248,14 +257,28 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             catalog, replica, settings, clock, rng, offload, config.admin, limits.login_queue_max
         )
 
+        # Queries
+        index_pool = ThreadPoolExecutor(1, thread_name_prefix="indexer")
+        stack.callback(index_pool.shutdown)
+
+        async def on_indexes(function: Any, *arguments: Any) -> Any:
+            return await loop.run_in_executor(index_pool, function, *arguments)
+
+        indexer = Indexer(
+            index_file, built, catalog, on_indexes, lambda: node.asked(), limits.index_share_max,
+            clock, log,
+        )  # fmt: skip
+        finder = Finder(reading, disk, index_path, catalog, indexer, clock, limits)
+        stack.callback(finder.close)
+
         # The writer
         gauge = WalGauge(writing)
         upkeep = Upkeep(ledger, gauge, clock, limits, all_kept if config.board else no_board)
         boarded = Reach(outbox.unpublished(reading))
         wrote = asyncio.Event()
         delivery = _Delivery(
-            loop, catalog, settings, authenticator, replica, upkeep, progress, boarded, wrote,
-            lambda: ledger.origin, config.slot,
+            loop, catalog, settings, authenticator, replica, indexer, upkeep, progress, boarded,
+            wrote, lambda: ledger.origin, config.slot,
         )  # fmt: skip
         writer = Writer(
             Master(ledger, clock, limits.revs_limit),
@@ -335,6 +358,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             cluster=identity.cluster,
             catalog=catalog,
             replica=replica,
+            finder=finder,
             entry=entry,
             settings=settings,
             authenticator=authenticator,
@@ -344,7 +368,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             stopping=asyncio.Event(),
             compact=upkeep.request,
             compacting=upkeep.compacting,
-            tasks=upkeep.tasks,
+            tasks=lambda: [*upkeep.tasks(), *indexer.tasks()],
             progress=progress,
             peers=peers,
             standing=standing,
@@ -384,6 +408,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
                 _background(_first_start(entry, catalog, settings, rng))
             )
         await stack.enter_async_context(_background(verifier.run()))
+        await stack.enter_async_context(_background(indexer.run()))
         checkpointer = Checkpointer(disk, gauge, limits)
         stack.callback(checkpointer.close)
         await stack.enter_async_context(
@@ -440,6 +465,7 @@ class _Delivery:
     settings: Settings
     authenticator: Authenticator
     replica: Replica
+    indexer: Indexer
     upkeep: Upkeep
     progress: Progress
     boarded: Reach
@@ -471,6 +497,7 @@ class _Delivery:
         if made.vector is not None:
             self._move_on(made.vector)
         self.replica.wake(made.documents | made.databases)
+        self.indexer.changed(made.documents | made.databases)
         self.upkeep.changed.set()
 
     def _move_on(self, vector: Vector) -> None:

@@ -326,3 +326,22 @@ async def first_changes(
         if event.id == "live" and event.rev.startswith("2-"):
             break
     return seen
+
+
+def test_queries_by_an_index_of_its_own(couch: Running) -> None:
+    async def scenario(server: CouchDB, database: Database) -> None:
+        for number in range(30):
+            document = await database.create(f"d{number:02}")
+            document.update({"n": number, "kind": "even" if number % 2 == 0 else "odd"})
+            await document.save()
+        made = await database.index({"fields": ["n"]}, name="by-n", ddoc="numbers")
+        assert (made["result"], made["id"]) == ("created", "_design/numbers")
+        selector = {"n": {"$gt": 3}, "kind": "odd"}
+        for limit, last in ((4, 21), (None, 3)):
+            found = database.find(selector, limit=limit, sort=[{"n": "desc"}])
+            assert [document["n"] async for document in found] == list(range(29, last, -2))
+        with pytest.raises(BadRequestError):
+            async for _ in database.find({"n": {"$foo": 1}}):
+                pass
+
+    run(couch, "aio-find", scenario)

@@ -19,7 +19,7 @@ from divandb.entry import Prepared
 from divandb.errors import BadRequest, Busy
 from divandb.httpd import feed as feeds
 from divandb.httpd.app import Services
-from divandb.httpd.changes import path_of, read_wanted
+from divandb.httpd.changes import read_wanted
 from divandb.httpd.feed import (
     FRAMES,
     Continuous,
@@ -29,7 +29,6 @@ from divandb.httpd.feed import (
     Joined,
     Reader,
     Wanted,
-    projected,
 )
 from divandb.server import opened
 
@@ -102,19 +101,6 @@ def test_refused(text: str, reason: str) -> None:
 )
 def test_how_long_a_feed_is_silent(text: str, seconds: float) -> None:
     assert wanted(text).silence_s(Limits()) == seconds
-
-
-def test_paths() -> None:
-    assert path_of("a.b") == ("a", "b")
-    assert path_of(r"a\.b.c") == ("a.b", "c")
-
-
-def test_projection_keeps_what_lies_at_the_paths() -> None:
-    whole = {"_id": "x", "a": {"b": 1, "c": {"d": 2}}, "e": [1]}
-    paths = [path_of(field) for field in ("_id", "a.b", "a.c", "e.0", "nothing.here")]
-    assert projected(whole, paths) == {"_id": "x", "a": {"b": 1, "c": {"d": 2}}}
-    assert projected(whole, [("a", "c"), ("a", "c", "d")]) == {"a": {"c": {"d": 2}}}
-    assert whole["a"] == {"b": 1, "c": {"d": 2}}
 
 
 # Frames

@@ -10,7 +10,8 @@ from divandb.errors import BadRequest
 from divandb.mango import collate
 from divandb.mango import regex as regex_module
 from divandb.mango.regex import REGEX_CHARS_MAX
-from divandb.mango.selector import REGEXES_MAX, compile
+from divandb.mango.selector import compile
+from divandb.mango.tree import REGEXES_MAX
 
 NESTED = {"a": {"b": {"c": 7}}}
 LIST = [1, [2, 3, 4], 5]

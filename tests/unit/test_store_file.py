@@ -85,7 +85,9 @@ def test_identity_outlives_an_ordered_stop(tmp_path: Path) -> None:
     assert len(first.cluster) == 32
     store.close()
     store.open()
-    assert store.identity == file.Identity(first.cluster, first.numbering, True)
+    numbering = first.numbering
+    assert store.identity == file.Identity(first.cluster, numbering, True, numbering)
+    assert first.before is None
     store.close()
 
 

@@ -27,6 +27,7 @@ Routes:
     verify         /_divan/proof and /_divan/verify, whether nodes hold the same
     snapshots      /_divan/snapshot, a copy of the file for other nodes
     changes        _changes: what is asked for
+    find           _find, _explain, _index
     feed           _changes: how it is sent, live or not
 
 Wire formats:

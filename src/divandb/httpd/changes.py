@@ -17,8 +17,9 @@ from divandb.httpd import pieces, respond
 from divandb.httpd.call import Call, decode_json
 from divandb.httpd.feed import FRAMES, LIMIT_MAX, Feed, Filter, Reader, Wanted
 from divandb.httpd.listing import ADMIN_ONLY
-from divandb.mango import selector
-from divandb.replica import DELETED, Replica
+from divandb.mango import selector, tree
+from divandb.mango.sift import sift
+from divandb.replica import DELETED, Replica, Sieve
 
 # Parameters
 
@@ -116,7 +117,8 @@ def read_filter(call: Call, known: Known, name: str, body: dict[str, Any]) -> Fi
     if name == "_selector":
         if call.method != "POST":
             raise BadRequest("Selector must be specified in POST payload")
-        return Filter(matches=_matches(body.get("selector")), fields=_fields(body.get("fields")))
+        matches, sieve = _matches(body.get("selector"))
+        return Filter(matches=matches, sieve=sieve, fields=_fields(body.get("fields")))
     if name == "_design":
         return Filter(designs=True)
     if name == "_view":
@@ -137,11 +139,12 @@ def _doc_ids(value: Any) -> frozenset[str]:
     return frozenset(value)
 
 
-def _matches(value: Any) -> Callable[[dict[str, Any]], bool]:
+def _matches(value: Any) -> tuple[Callable[[dict[str, Any]], bool], Sieve | None]:
     if not isinstance(value, dict):
         raise BadRequest("Selector error: expected a JSON object")
     try:
-        return selector.compile(value)
+        node = tree.parse(value)
+        return selector.predicate(node), sift(node)
     except BadRequest as refusal:  # here CouchDB has one code for all that may be wrong with it
         raise BadRequest(refusal.reason) from None
 
@@ -153,12 +156,10 @@ def _fields(value: Any) -> tuple[tuple[str, ...], ...]:
         raise BadRequest("Selector error: fields must be JSON array")
     if not all(isinstance(field, str) for field in value):
         raise BadRequest("Selector error: each of fields must be a string")
-    return tuple(path_of(field) for field in value)
-
-
-def path_of(field: str) -> tuple[str, ...]:
-    r"""The names in a dotted path; ``\.`` is a dot within a name."""
-    return tuple(part.replace("\\.", ".") for part in re.split(r"(?<!\\)\.", field))
+    try:
+        return tuple(tree.path_of(field) for field in value)
+    except BadRequest as refusal:
+        raise BadRequest(f"Selector error: {refusal.reason}") from None
 
 
 def _refuse_function(call: Call, known: Known, kind: str, member: str, name: str) -> NoReturn:

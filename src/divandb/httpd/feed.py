@@ -25,12 +25,15 @@ from divandb.errors import NotFound
 from divandb.httpd import elsewhere, pieces, render, respond
 from divandb.httpd.pieces import Pieces
 from divandb.httpd.services import Services
-from divandb.replica import BETWEEN, DELETED, Lines, Replica, Revision, Row, Start
+from divandb.mango.index import picked
+from divandb.replica import BETWEEN, DELETED, Lines, Replica, Revision, Row, Sieve, Start
 from divandb.revtree import Attachment, Leaf
 
 PAGE_ROWS = 1000
 SLICE_ROWS = 250
 """Rows of a slice that is looked at row by row."""
+SIFTED_ROWS = 1000
+"""Rows of a slice that SQL has looked at before."""
 LOOKUP_IDS_MAX = 1000
 """More ids than this are not looked up one by one: the changes are gone through."""
 NORMAL_BEAT_S = 5.0
@@ -91,6 +94,8 @@ class Filter(msgspec.Struct, frozen=True):
     ids: frozenset[str] | None = None
     designs: bool = False
     matches: Callable[[dict[str, Any]], bool] | None = None
+    sieve: Sieve | None = None
+    """What ``matches`` may be true for, in SQL (`mango.sift`)."""
     fields: tuple[tuple[str, ...], ...] = ()
     """The paths of what is left of each document that is shown; nothing stands for all of it."""
 
@@ -104,27 +109,6 @@ class Filter(msgspec.Struct, frozen=True):
     def everything(self) -> bool:
         """Is nothing left out?"""
         return self.ids is None and not self.designs and self.matches is None
-
-
-def projected(document: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> dict[str, Any]:
-    """What of a document lies at these paths."""
-    left: dict[str, Any] = {}
-    for path in paths:
-        value: Any = document
-        for name in path:
-            value = value.get(name, msgspec.UNSET) if isinstance(value, dict) else msgspec.UNSET
-        if value is not msgspec.UNSET:
-            _put(left, path, value)
-    return left
-
-
-def _put(target: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
-        inner = target.setdefault(name, {})
-        if not isinstance(inner, dict):
-            return
-        target[name] = target = dict(inner)
-    target[path[-1]] = value
 
 
 # Reading
@@ -257,11 +241,33 @@ class Reader:
         """The attachments of the documents in the next slice."""
         if not self.left or self._low >= self._high:
             return []
-        shown = (row for row in self._batch() if self._shown_revs(row))
+        sieve = self._chosen.sieve
+        rows = self._batch() if sieve is None else self._sifted(sieve)[1]
+        shown = (row for row in rows if self._shown_revs(row))
         winners = (row.winner for row in islice(shown, self.left))
         return [att for leaf in winners if leaf is not None for att in leaf.attachments]
 
-    def _candidates(self) -> Iterator[Row]:
+    def _sifted(self, sieve: Sieve) -> tuple[int | None, list[Row]]:
+        wanted = self._wanted
+        rows, reached = self._replica.sifted(
+            self._known, self._low, self._high, SIFTED_ROWS, sieve,
+            descending=wanted.descending, all_leaves=wanted.all_leaves,
+        )  # fmt: skip
+        if reached is None and not wanted.descending:
+            reached = self._high
+        return reached, rows
+
+    def _candidates(self) -> tuple[int | None, Iterable[Row]]:
+        """(the change that they go to, where that is not the last of them; the next rows)"""
+        sieve = self._chosen.sieve
+        if sieve is None:
+            return None, self._unsifted()
+        reached, rows = self._sifted(sieve)
+        if reached is None and not rows:
+            self._end_range()
+        return reached, rows
+
+    def _unsifted(self) -> Iterator[Row]:
         found = self._batch()
         if self._order is not None:
             is_end = not self._order
@@ -293,16 +299,17 @@ class Reader:
 
     def _shown(self) -> tuple[int | None, list[tuple[Row, list[str]]]]:
         """(how far the slice goes, those of its rows that are shown, with their revisions)"""
+        end, rows = self._candidates()
         reached: int | None = None
         shown: list[tuple[Row, list[str]]] = []
-        for row in self._candidates():
+        for row in rows:
             reached = row.seq
             revs = self._shown_revs(row)
             if revs:
                 shown.append((row, revs))
             if len(shown) == self.left:
-                break
-        return reached, shown
+                return reached, shown
+        return end if end is not None else reached, shown
 
     def _shown_revs(self, row: Row) -> list[str]:
         if not self._chosen.takes(row.id):
@@ -351,7 +358,7 @@ class Reader:
         if not self._chosen.fields:
             return made
         whole = orjson.loads(b"".join(made))
-        return iter([orjson.dumps(projected(whole, self._chosen.fields))])
+        return iter([orjson.dumps(picked(whole, self._chosen.fields))])
 
     # The end
 

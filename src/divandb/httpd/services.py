@@ -15,6 +15,7 @@ from divandb.cluster.witness import Witness
 from divandb.commands import Job
 from divandb.config import Config, Limits
 from divandb.entry import Entry
+from divandb.finder import Finder
 from divandb.httpd.authenticator import Authenticator
 from divandb.httpd.forward import Forwarder
 from divandb.httpd.standing import Standing
@@ -33,6 +34,7 @@ class Services:
     cluster: str
     catalog: Catalog
     replica: Replica
+    finder: Finder
     entry: Entry
     settings: Settings
     authenticator: Authenticator

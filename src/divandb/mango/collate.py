@@ -250,10 +250,10 @@ def key(value: object) -> Key:
         return place, string_key(value)
     if place == RANK_NUMBER:
         return place, value
-    return tuple(_parts(value)) if place > RANK_NUMBER else (place,)
+    return tuple(parts(value)) if place > RANK_NUMBER else (place,)
 
 
-def _parts(value: object) -> Iterator[Any]:
+def parts(value: object) -> Iterator[Any]:
     """The parts of a value's key in the order in which they count, made as they are asked for.
 
     As long as two values agree, their parts are of the same kind at each place.
@@ -288,7 +288,7 @@ def compare(a: Any, b: Any) -> int:
         return _sign(difference, 0)
     if place == RANK_NUMBER:
         return _sign(a, b)
-    return compare_strings(a, b) if place == RANK_STRING else _compare_parts(_parts(a), _parts(b))
+    return compare_strings(a, b) if place == RANK_STRING else _compare_parts(parts(a), parts(b))
 
 
 def compare_strings(a: str, b: str) -> int:
@@ -338,12 +338,12 @@ def _number_comparer(arg: Any) -> Callable[[object], int]:
 
 
 def _other_comparer(arg: object) -> Callable[[object], int]:
-    place, parts = rank(arg), key(arg)
+    place, arg_parts = rank(arg), key(arg)
 
     def order(value: object) -> int:
         difference = rank(value) - place
         if difference or place < RANK_NUMBER:
             return _sign(difference, 0)
-        return _compare_parts(_parts(value), parts)
+        return _compare_parts(parts(value), arg_parts)
 
     return order

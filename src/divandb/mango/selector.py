@@ -15,7 +15,9 @@ Rules, as CouchDB's ``mango_selector`` has them:
    ``$all`` compares exactly: ``1`` is not ``1.0`` there.
 5. ``$and``, ``$or`` and ``$nor`` of nothing match, ``$nin`` of nothing matches, ``$in`` and
    ``$all`` of nothing do not; ``$allMatch`` does not match an empty array.
-6. With an array in the document, ``$in`` and ``$nin`` look at its elements, never at the whole.
+6. Conditions on ``_id`` compare code point by code point, and there all else comes before strings:
+   numbers, null and booleans, objects, arrays. Sorts by ``_id`` and ``_all_docs`` have that order.
+7. With an array in the document, ``$in`` and ``$nin`` look at its elements, never at the whole.
 
 Where this differs: ``$nor`` works within ``$elemMatch`` and its like (in CouchDB it makes them
 false); a ``$mod`` by 0 is refused at once; ``$text`` is refused, there are no text indexes.
@@ -28,260 +30,50 @@ Errors are ``BadRequest`` with CouchDB's code (``bad_arg``, ``invalid_operator``
 a reason is shown as JSON, not as an Erlang term.
 """
 
-import json
-import re
 import unicodedata
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from operator import ge, gt, le, lt
+from collections.abc import Callable
+from operator import eq, ge, gt, le, lt
 from typing import Any, Final
 
-from divandb.errors import BadRequest
-from divandb.mango import collate
+from divandb.mango import collate, tree
 from divandb.mango.regex import compile_regex
-
-DEPTH_MAX: Final = 64
-VALUES_MAX: Final = 50_000
-REGEXES_MAX: Final = 50
+from divandb.mango.tree import And, At, Node, Not, Or, Test, bad_arg
 
 Predicate = Callable[[dict[str, Any]], bool]
 _Match = Callable[[Any], bool]
 
-_SHOWN_CHARS_MAX = 200
-
 
 def compile(
-    selector: object, *, depth_max: int = DEPTH_MAX, values_max: int = VALUES_MAX
+    selector: object, *, depth_max: int = tree.DEPTH_MAX, values_max: int = tree.VALUES_MAX
 ) -> Predicate:
     """A predicate over decoded documents (with ``_id`` and ``_rev`` in them) for ``selector``.
 
-    ``depth_max`` bounds the levels of nesting, ``values_max`` the number of values in it;
-    ``$regex`` may stand in it ``REGEXES_MAX`` times, since each takes memory while it is used.
-    Raises BadRequest for what is no selector; the predicate raises nothing.
+    Raises BadRequest for what is no selector, and beyond the bounds (``tree.parse``); the predicate
+    raises nothing.
     """
-    _check_size(selector, depth_max, values_max)
-    if not isinstance(selector, dict):
-        reason = f"Selector must be a JSON object, not: {_show(selector)}"
-        raise _error("invalid_selector_json", reason)
-    if not selector:
-        return lambda document: True
-    node = _normalize(_parse(selector, ()))
-    if isinstance(node, _At) and not node.path:
-        raise _error("invalid_selector", "One or more conditions is missing a field name.")
+    return predicate(tree.parse(selector, depth_max=depth_max, values_max=values_max))
+
+
+def predicate(node: Node) -> Predicate:
+    """The same for a parsed selector; raises BadRequest for a bad regular expression."""
     return _matcher(node)
-
-
-def _check_size(selector: object, depth_max: int, values_max: int) -> None:
-    values = regexes = 0
-    level: list[object] = [selector]
-    for _ in range(depth_max):
-        values += len(level)
-        regexes += sum([isinstance(value, dict) and "$regex" in value for value in level])
-        if values > values_max:
-            raise _error("invalid_selector", f"Selector has more than {values_max} values.")
-        if regexes > REGEXES_MAX:
-            raise _error("invalid_selector", f"Selector has more than {REGEXES_MAX} $regex.")
-        level = [child for value in level for child in _children(value)]
-        if not level:
-            return
-    raise _error("invalid_selector", f"Selector is nested deeper than {depth_max} levels.")
-
-
-def _children(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-def _error(code: str, reason: str) -> BadRequest:
-    return BadRequest(reason, error=code)
-
-
-def _bad_arg(operator: str, arg: object, why: str = "") -> BadRequest:
-    return _error("bad_arg", f"Bad argument for operator {operator}: {_show(arg)}{why}")
-
-
-def _show(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text if len(text) <= _SHOWN_CHARS_MAX else text[:_SHOWN_CHARS_MAX] + "…"
-
-
-# ---- the tree -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _And:
-    nodes: tuple["_Node", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Or:
-    nodes: tuple["_Node", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Not:
-    node: "_Node"
-
-
-@dataclass(frozen=True, slots=True)
-class _Test:
-    """One operator on a value; the argument of ``$elemMatch`` and its like is a node."""
-
-    operator: str
-    arg: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _At:
-    """A condition on what stands at a path; the empty path is the value itself."""
-
-    path: tuple[str, ...]
-    condition: _Test | _Not
-
-
-_Node = _And | _Or | _Not | _Test | _At
-
-_BOOLEAN = frozenset({"$and", "$or", "$nor"})
-_NESTED = frozenset({"$elemMatch", "$allMatch", "$keyMapMatch"})
-_UNSUPPORTED = frozenset(
-    {"$text", "$where", "$geoWithin", "$geoIntersects", "$near", "$nearSphere"}
-)
-_OPPOSITE = {"$lt": "$gte", "$lte": "$gt", "$eq": "$ne", "$in": "$nin"}
-_OPPOSITE.update({opposite: operator for operator, opposite in _OPPOSITE.items()})
-
-
-def _parse(selector: object, path: tuple[str, ...]) -> _Node:
-    """The tree of a selector, or of a condition on the field at ``path``."""
-    if not isinstance(selector, dict) or not selector:
-        return _At(path, _Test("$eq", selector))
-    nodes = [_parse_member(name, value, path) for name, value in selector.items()]
-    return nodes[0] if len(nodes) == 1 else _And(tuple(nodes))
-
-
-def _parse_member(name: str, value: object, path: tuple[str, ...]) -> _Node:
-    if not name.startswith("$"):
-        return _parse(value, path + _parse_path(name))
-    if name in _BOOLEAN:
-        return _parse_boolean(name, value, path)
-    if name == "$not":
-        if not isinstance(value, dict):
-            raise _bad_arg(name, value)
-        return _Not(_parse(value, path))
-    if name in _NESTED:
-        if not isinstance(value, dict):
-            raise _bad_arg(name, value)
-        return _At(path, _Test(name, _parse(value, ())))
-    return _At(path, _Test(name, _checked(name, value)))
-
-
-def _parse_boolean(name: str, value: object, path: tuple[str, ...]) -> _Node:
-    if not isinstance(value, list):
-        raise _bad_arg(name, value)
-    nodes = tuple([_parse(item, path) for item in value])
-    if name == "$and":
-        return _And(nodes)
-    # Not(Or(())) would be false, but $nor of nothing matches.
-    return _Or(nodes) if name == "$or" else _And(tuple([_Not(node) for node in nodes]))
-
-
-def _parse_path(field: str) -> tuple[str, ...]:
-    parts = re.split(r"(?<!\\)\.", field)
-    if "" in parts:
-        raise _error("invalid_field_name", f"Invalid field name: {field}")
-    return tuple([part.replace("\\", "") for part in parts])
-
-
-def _checked(operator: str, arg: object) -> object:
-    """The argument of an operator, or CouchDB's error for it."""
-    if operator in _UNSUPPORTED:
-        raise _error("not_supported", f"Unsupported operator: {operator}")
-    check = _CHECKS.get(operator)
-    # CouchDB has no "bad argument" for these two.
-    string_missing = operator in ("$regex", "$beginsWith") and not isinstance(arg, str)
-    if check is None or string_missing:
-        raise _error("invalid_operator", f"Invalid operator: {operator}")
-    if not check(arg):
-        raise _bad_arg(operator, arg)
-    return arg
-
-
-def _is_any(arg: object) -> bool:
-    return True
-
-
-def _is_list(arg: object) -> bool:
-    return isinstance(arg, list)
-
-
-def _is_mod(arg: object) -> bool:
-    if not isinstance(arg, list) or len(arg) != 2:
-        return False
-    return type(arg[0]) is int and type(arg[1]) is int and arg[0] != 0
-
-
-_CHECKS: dict[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("$lt", "$lte", "$eq", "$ne", "$gte", "$gt"), _is_any),
-    **dict.fromkeys(("$in", "$nin", "$all"), _is_list),
-    "$exists": lambda arg: isinstance(arg, bool),
-    "$type": lambda arg: isinstance(arg, str),
-    "$size": lambda arg: type(arg) is int and arg >= 0,
-    "$mod": _is_mod,
-    "$regex": lambda arg: isinstance(arg, str),
-    "$beginsWith": lambda arg: isinstance(arg, str),
-}
-
-
-# ---- negations ----------------------------------------------------------------------------------
-
-
-def _normalize(node: _Node) -> _Node:
-    """The tree with its negations pushed down to the conditions (rule 3)."""
-    match node:
-        case _And(nodes):
-            return _And(tuple([_normalize(child) for child in nodes]))
-        case _Or(nodes):
-            return _Or(tuple([_normalize(child) for child in nodes]))
-        case _Not(child):
-            return _negate(child)
-    return node
-
-
-def _negate(node: _Node) -> _Node:
-    match node:
-        case _And(nodes):
-            return _Or(tuple([_negate(child) for child in nodes]))
-        case _Or(nodes):
-            return _And(tuple([_negate(child) for child in nodes]))
-        case _Not(child):
-            return _normalize(child)
-        case _At(path, _Test(operator, arg)):
-            return _At(path, _negated_test(operator, arg))
-    return _Not(node)  # never reached from a parsed selector: conditions stand in an _At
-
-
-def _negated_test(operator: str, arg: object) -> _Test | _Not:
-    if operator == "$exists":
-        return _Test(operator, not arg)
-    opposite = _OPPOSITE.get(operator)
-    return _Test(opposite, arg) if opposite else _Not(_Test(operator, arg))
 
 
 # ---- matchers -----------------------------------------------------------------------------------
 
 
-def _matcher(node: _Node) -> _Match:
+def _matcher(node: Node) -> _Match:
     match node:
-        case _And(nodes):
+        case And(nodes):
             return _all_of([_matcher(child) for child in nodes])
-        case _Or(nodes):
+        case Or(nodes):
             return _any_of([_matcher(child) for child in nodes])
-        case _Not(child):
+        case Not(child):
             return _opposite_of(_matcher(child))
-        case _At(path, condition):
-            missing = condition == _Test("$exists", False)
-            return _at(path, _matcher(condition), missing)
-        case _Test(operator, arg):
+        case At(path, condition):
+            missing = condition == Test("$exists", False)
+            return _at(path, _id_test(condition) if path == _ID else _matcher(condition), missing)
+        case Test(operator, arg):
             return _TESTS[operator](arg)
 
 
@@ -311,7 +103,7 @@ def _opposite_of(match: _Match) -> _Match:
 
 def _at(path: tuple[str, ...], match: _Match, missing: bool) -> _Match:
     """``match`` on what stands at the path; ``missing`` is the answer if the field is not there."""
-    steps = [(name, _index(name)) for name in path]
+    steps = [(name, tree.index_of(name)) for name in path]
 
     def match_at(value: Any) -> bool:
         for name, index in steps:
@@ -328,12 +120,41 @@ def _at(path: tuple[str, ...], match: _Match, missing: bool) -> _Match:
     return match_at if steps else match
 
 
-def _index(name: str) -> int:
-    """The place in an array that a name means; -1 for none."""
-    return int(name) if re.fullmatch(r"[+-]?[0-9]{1,9}", name, re.ASCII) else -1
-
-
 # ---- tests on one value -------------------------------------------------------------------------
+
+
+def _id_test(condition: Test | Not) -> _Match:
+    """A condition on an id (rule 6)."""
+    make = _ID_TESTS.get(condition.operator) if isinstance(condition, Test) else None
+    return make(condition.arg) if make and isinstance(condition, Test) else _matcher(condition)
+
+
+def _raw(value: Any) -> tuple[int, Any]:
+    """What an id is compared by; of values that are no ids, their order among each other is that of
+    ``collate``.
+    """
+    if isinstance(value, str):
+        return 4, value
+    if value is None or isinstance(value, bool):
+        return 1, {False: 0, None: 1, True: 2}[value]
+    return {int: 0, float: 0, dict: 2, list: 3}[type(value)], collate.key(value)
+
+
+def _id_ordered(holds: Callable[[Any, Any], bool]) -> Callable[[object], _Match]:
+    def test(arg: object) -> _Match:
+        bound = _raw(arg)
+        return lambda value: holds(_raw(value), bound)
+
+    return test
+
+
+def _id_in(args: list[Any]) -> _Match:
+    known = frozenset(map(_raw, args))
+
+    def match(value: Any) -> bool:
+        return any(_raw(one) in known for one in (value if isinstance(value, list) else [value]))
+
+    return match
 
 
 def _ordered(holds: Callable[[int, int], bool]) -> Callable[[object], _Match]:
@@ -404,17 +225,17 @@ def _same(a: Any, b: Any, *, by_value: bool = False) -> bool:
     return bool(a == b)
 
 
-def _elem_match(node: _Node) -> _Match:
+def _elem_match(node: Node) -> _Match:
     match = _matcher(node)
     return lambda value: isinstance(value, list) and any(map(match, value))
 
 
-def _all_match(node: _Node) -> _Match:
+def _all_match(node: Node) -> _Match:
     match = _matcher(node)
     return lambda value: isinstance(value, list) and bool(value) and all(map(match, value))
 
 
-def _key_map_match(node: _Node) -> _Match:
+def _key_map_match(node: Node) -> _Match:
     match = _matcher(node)
     return lambda value: isinstance(value, dict) and any(map(match, value))
 
@@ -463,7 +284,7 @@ def _regex(pattern: str) -> _Match:
     try:
         search = compile_regex(pattern)
     except ValueError as error:
-        raise _bad_arg("$regex", pattern, f" ({error})") from None
+        raise bad_arg("$regex", pattern, f" ({error})") from None
     return lambda value: isinstance(value, str) and search(value)
 
 
@@ -471,6 +292,17 @@ def _not(test: Callable[[Any], _Match]) -> Callable[[Any], _Match]:
     return lambda arg: _opposite_of(test(arg))
 
 
+_ID: Final = ("_id",)
+_ID_TESTS: Final[dict[str, Callable[[Any], _Match]]] = {
+    "$lt": _id_ordered(lt),
+    "$lte": _id_ordered(le),
+    "$eq": _id_ordered(eq),
+    "$ne": _not(_id_ordered(eq)),
+    "$gte": _id_ordered(ge),
+    "$gt": _id_ordered(gt),
+    "$in": _id_in,
+    "$nin": _not(_id_in),
+}
 _TESTS: Final[dict[str, Callable[[Any], _Match]]] = {
     "$lt": _ordered(lt),
     "$lte": _ordered(le),

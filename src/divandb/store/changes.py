@@ -1,6 +1,6 @@
 """Changes by place: pages for feeds, the marks behind portable cursors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,16 @@ SELECT place, id, flags, rev, body, tree FROM doc
 WHERE place > ? AND place < ? AND flags & 2 = 0 ORDER BY place {order} LIMIT ?
 """
 _ROWS_UP, _ROWS_DOWN = _ROWS.format(order="ASC"), _ROWS.format(order="DESC")
+# A sieve sees one leaf: a document with more of them passes where all are asked for.
+_SIFTED = """
+SELECT place, id, flags, rev, body, tree FROM doc
+WHERE place > ? AND place < ? AND flags & 2 = 0 AND ({{several}}{{sieve}}) ORDER BY place {order}
+"""
+_SIFTED_UP, _SIFTED_DOWN = _SIFTED.format(order="ASC"), _SIFTED.format(order="DESC")
+_NEXT = (
+    "SELECT place FROM doc WHERE place > ? AND place < ? ORDER BY place {order} LIMIT 1 OFFSET ?"
+)
+_NEXT_UP, _NEXT_DOWN = _NEXT.format(order="ASC"), _NEXT.format(order="DESC")
 _ROW_AT = "SELECT place, id, flags, rev, body, tree FROM doc WHERE place = ? AND flags & 2 = 0"
 _PLACE_OF = "SELECT place FROM doc INDEXED BY doc_by_id WHERE db = ? AND id = ? AND flags & 2 = 0"
 _PLACES_IN = """
@@ -132,6 +142,42 @@ def rows(
         if size >= PAGE_BYTES_MAX:
             break
     return found
+
+
+def sifted(
+    connection: Connection,
+    after: int,
+    before: int,
+    limit: int,
+    sieve: tuple[str, Sequence[str | int | float]],
+    *,
+    descending: bool = False,
+    all_leaves: bool = False,
+) -> tuple[list[Row], int | None]:
+    """Those of the next ``limit`` changed documents between places that pass a sieve, an SQL
+    expression over ``body`` and what is bound to it; and the place that this goes to, ``None`` at
+    the end. Fewer when they are large.
+    """
+    end: Any = connection.execute(
+        _NEXT_DOWN if descending else _NEXT_UP, (after, before, limit)
+    ).fetchone()
+    if end is not None and descending:
+        after = end[0]
+    elif end is not None:
+        before = end[0]
+    sql = (_SIFTED_DOWN if descending else _SIFTED_UP).format(
+        several="flags & 4 OR " if all_leaves else "", sieve=sieve[0]
+    )
+    found: list[Row] = []
+    size = 0
+    for columns in connection.execute(sql, (after, before, *sieve[1])):
+        found.append(_row(columns))
+        size += len(found[-1].body)
+        if size >= PAGE_BYTES_MAX:
+            return found, found[-1].place
+    if end is None:
+        return found, None
+    return found, after + 1 if descending else before - 1
 
 
 def row_at(connection: Connection, place: int) -> Row | None:

@@ -49,6 +49,8 @@ class Identity:
     numbering: int
     clean: bool
     """Was it closed in order the last time?"""
+    before: int | None = None
+    """The numbering that it had until this start; None: it had none."""
 
 
 def connect(disk: Disk, *, readonly: bool, cache_bytes: int) -> Connection:
@@ -133,12 +135,12 @@ def _taken(connection: Connection, rng: Rng, given: str) -> Identity:
         elif given and cluster != given:
             raise FileError(f"{connection.filename} belongs to another cluster, {cluster}")
         clean = get_meta(connection, "clean") == 1
-        numbering = get_meta(connection, "numbering")
+        numbering = before = get_meta(connection, "numbering")
         if numbering is None or not clean:
             numbering = int.from_bytes(rng.token(8), "big", signed=True)
             set_meta(connection, "numbering", numbering)
         set_meta(connection, "clean", 0)
-    return Identity(cluster, numbering, clean)
+    return Identity(cluster, numbering, clean, before)
 
 
 def release(connection: Connection, *, sound: bool = True) -> None:

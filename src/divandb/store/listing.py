@@ -1,5 +1,6 @@
 """Documents by id: the rows of `_all_docs`, put together where they are."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -23,6 +24,11 @@ _LOCALS = """
 SELECT key, value FROM register WHERE db = ?1 AND kind = 'local' AND value IS NOT NULL
 AND key {low} ?2 AND (?3 IS NULL OR key {high} ?3) ORDER BY key {order} LIMIT ?4
 """
+_DESIGN_REVS = """
+SELECT id, rev FROM doc INDEXED BY doc_by_id
+WHERE db = ? AND id >= '_design/' AND id < '_design0' AND flags & 3 = 0 ORDER BY id LIMIT ?
+"""
+_LIVING_BODY = "SELECT body FROM doc WHERE db = ? AND id = ? AND flags & 3 = 0"
 BETWEEN = b",\r\n"
 """What stands between two rows; JSON has no such bytes within a row."""
 PAGE_BYTES_MAX = 512 * 1024
@@ -129,3 +135,18 @@ def rest_after(span: Span, last: str, *, descending: bool = False) -> Span:
     if descending:
         return msgspec.structs.replace(span, high=last, high_in=False)
     return msgspec.structs.replace(span, low=last, low_in=False)
+
+
+def design_revs(connection: Connection, num: int, limit: int) -> list[tuple[str, str]]:
+    """(id, revision) of the first ``limit`` living design documents."""
+    rows: Any = connection.execute(_DESIGN_REVS, (num, limit)).fetchall()
+    found: list[tuple[str, str]] = rows
+    return found
+
+
+def bodies(connection: Connection, num: int, doc_ids: Iterable[str]) -> Iterator[bytes]:
+    """The winners' bodies of those documents that live."""
+    for doc_id in doc_ids:
+        row: Any = connection.execute(_LIVING_BODY, (num, doc_id)).fetchone()
+        if row is not None:
+            yield row[0]

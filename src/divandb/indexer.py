@@ -1,0 +1,274 @@
+"""Indexes brought on: by queries that wait for them, and by themselves after each change.
+
+One thread takes one step at a time, of whatever index is next; while clients ask, it rests after
+each. What there is to index the databases' readers say (``Sources``): an index that none of them
+names any more is retired, once all that they name have come as far as their database.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from divandb.catalog import Catalog, Known
+from divandb.clock import Clock
+from divandb.errors import DivanError, NotFound
+from divandb.store.indexes import Built, Entries, IndexFile
+from divandb.store.writer import as_refusal
+from divandb.telemetry import Log
+
+LOOK_EVERY_S = 1.0
+"""Changes are taken in so often, when nobody waits for them."""
+FAULT_PAUSE_S = 5.0
+REST_S_MAX = 0.05
+SHOWN_AFTER_S = 0.1
+"""`_active_tasks` shows work that has gone on for so long."""
+
+
+class Source(msgspec.Struct, frozen=True):
+    """An index that a database should have."""
+
+    signature: bytes
+    """16 bytes: the same for what gives the same entries."""
+    entries: Entries
+    name: str
+    """The design document that it is in, for `_active_tasks`."""
+
+
+Sources = Callable[[Known], Sequence[Source]]
+"""The indexes of a database."""
+Offload = Callable[..., Awaitable[Any]]
+Key = tuple[int, bytes]
+
+
+class _Work:
+    """An index that is being brought on."""
+
+    def __init__(self, known: Known, source: Source, goal: int, began: float, wall_ms: int) -> None:
+        self.known = known
+        self.source = source
+        self.goal = goal
+        self.start = 0
+        self.began = began
+        self.started_ms = self.updated_ms = wall_ms
+        self.waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    def wait(self, goal: int) -> asyncio.Future[None]:
+        """Done when the index has come to ``goal``."""
+        self.goal = max(self.goal, goal)
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((goal, reached))
+        return reached
+
+    def tell(self, seq: int) -> None:
+        """It has come to ``seq``."""
+        for goal, reached in self.waiting:
+            if goal <= seq and not reached.done():
+                reached.set_result(None)
+        self.waiting = [(goal, reached) for goal, reached in self.waiting if goal > seq]
+
+    def fail(self, fault: BaseException) -> None:
+        """It cannot go on."""
+        for _, reached in self.waiting:
+            if not reached.done():
+                reached.set_exception(fault)
+        self.waiting.clear()
+
+
+class Indexer:
+    """Lives on the event loop; steps are taken by ``offload``, one at a time."""
+
+    def __init__(
+        self,
+        indexes: IndexFile,
+        built: Sequence[Built],
+        catalog: Catalog,
+        offload: Offload,
+        asked: Callable[[], int],
+        share_max: float,
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        """``asked`` counts clients' requests."""
+        self._indexes = indexes
+        self._built: dict[Key, Built] = {(one.db, one.signature): one for one in built}
+        self._catalog = catalog
+        self._offload = offload
+        self._asked = asked
+        self._seen = 0
+        self._rests_per_work = max(1 / share_max - 1, 0.0)
+        self._clock = clock
+        self._log = log
+        self._works: dict[Key, _Work] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed: set[int] = set()
+        self._wake = asyncio.Event()
+        self._is_to_sweep = True
+        self.sources: list[Sources] = []
+        """Who has indexes; they must all be here before ``run``."""
+
+    def find(self, known: Known, signature: bytes) -> Built | None:
+        """An index as far as it has come, if it was begun."""
+        return self._built.get((known.num, signature))
+
+    async def current(self, known: Known, source: Source) -> Built:
+        """An index that has all changes which the database has now.
+
+        Raises ``NotFound`` when the database goes meanwhile, ``StorageFull`` and other faults.
+        """
+        goal = self._catalog.counters(known).seq
+        found = self.find(known, source.signature)
+        if found is None or found.seq < goal:
+            await self._bring_on(known, source, goal)
+            found = self.find(known, source.signature)
+            if found is None:  # retired in between, with its database
+                raise NotFound("missing")
+        return found
+
+    def begin(self, known: Known, source: Source) -> None:
+        """Have an index brought on, and wait for nothing."""
+        reached = self._bring_on(known, source, self._catalog.counters(known).seq)
+        reached.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _bring_on(self, known: Known, source: Source, goal: int) -> asyncio.Future[None]:
+        key = (known.num, source.signature)
+        work = self._works.get(key)
+        if work is None:
+            now = self._clock.monotonic()
+            work = self._works[key] = _Work(known, source, goal, now, self._clock.wall_ms())
+            task = asyncio.create_task(self._carry_on(key, work))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return work.wait(goal)
+
+    async def _carry_on(self, key: Key, work: _Work) -> None:
+        try:
+            await self._steps(key, work)
+        except asyncio.CancelledError as end:
+            work.fail(NotFound("missing"))
+            raise end
+        except Exception as fault:
+            if not isinstance(fault, DivanError):
+                self._log.fault("an index cannot be built", fault, database=work.known.name)
+            work.fail(fault)
+        finally:
+            del self._works[key]
+
+    async def _steps(self, key: Key, work: _Work) -> None:
+        built = self._built.get(key)
+        if built is None:
+            built = await self._take(self._indexes.begin, *key, work.goal)
+            self._built[key] = built
+        work.start = built.seq
+        work.tell(built.seq)  # of an empty database it is there already
+        while built.seq < work.goal:
+            began = self._clock.monotonic()
+            built = await self._take(self._indexes.step, built, work.goal, work.source.entries)
+            if key not in self._built:
+                raise NotFound("missing")
+            self._built[key] = built
+            work.updated_ms = self._clock.wall_ms()
+            work.tell(built.seq)
+            if built.seq < work.goal:
+                await self._rest(self._clock.monotonic() - began)
+
+    async def _take(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return await self._offload(function, *arguments)
+        except Exception as fault:
+            raise as_refusal(fault) from fault
+
+    async def _rest(self, took_s: float) -> None:
+        asked = self._asked()
+        if asked != self._seen:
+            self._seen = asked
+            await asyncio.sleep(min(took_s * self._rests_per_work, REST_S_MAX))
+
+    def tasks(self) -> list[dict[str, object]]:
+        """What is under way, as `_active_tasks` has it."""
+        now = self._clock.monotonic()
+        return [
+            self._shown(key, work)
+            for key, work in self._works.items()
+            if now - work.began >= SHOWN_AFTER_S
+        ]
+
+    def _shown(self, key: Key, work: _Work) -> dict[str, object]:
+        built = self._built.get(key)
+        total = max(work.goal - work.start, 1)
+        done = max((built.seq if built else 0) - work.start, 0)
+        return {
+            "type": "indexer",
+            "database": work.known.name,
+            "design_document": work.source.name,
+            "progress": int(100 * done / total),
+            "changes_done": done,
+            "total_changes": total,
+            "started_on": work.started_ms // 1000,
+            "updated_on": work.updated_ms // 1000,
+        }
+
+    # By itself
+
+    def changed(self, nums: set[int]) -> None:
+        """These databases have changed."""
+        self._changed |= nums
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Keep all indexes current until cancelled."""
+        self._changed |= {
+            found.num for name in self._catalog.names() if (found := self._catalog.find(name))
+        }
+        self._changed |= {num for num, _ in self._built}
+        self._wake.set()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                changed, self._changed = self._changed, set()
+                failed = await self._keep_up(changed)
+                await asyncio.sleep(FAULT_PAUSE_S if failed else LOOK_EVERY_S)
+                if failed:
+                    self.changed(failed)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep_up(self, nums: set[int]) -> set[int]:
+        """Have the indexes of these databases current; those of which it failed."""
+        found = [self._catalog.find(name) for name in self._catalog.names()]
+        living = {known.num: known for known in found if known is not None}
+        failed: set[int] = set()
+        for num in nums:
+            try:
+                await self._keep_current(num, living.get(num))
+            except NotFound:
+                failed.add(num)  # dropped a moment ago: the next look finds it gone
+            except Exception as fault:  # queries meet it, too, and tell
+                self._log.fault("indexes cannot be kept current", fault)
+                failed.add(num)
+        return failed
+
+    async def _keep_current(self, num: int, known: Known | None) -> None:
+        sources = self._sources_of(known) if known is not None else []
+        for source in sources:
+            assert known is not None
+            await self.current(known, source)
+        await self._retire(num, {source.signature for source in sources})
+        while self._is_to_sweep:
+            self._is_to_sweep = await self._take(self._indexes.sweep)
+
+    def _sources_of(self, known: Known) -> list[Source]:
+        return [source for each in self.sources for source in each(known)]
+
+    async def _retire(self, num: int, used: set[bytes]) -> None:
+        gone = [one for (db, sign), one in self._built.items() if db == num and sign not in used]
+        gone = [one for one in gone if (num, one.signature) not in self._works]
+        if gone:
+            for one in gone:
+                del self._built[num, one.signature]
+            await self._take(self._indexes.retire, [one.num for one in gone])
+            self._is_to_sweep = True

@@ -1,0 +1,28 @@
+-- The node's indexes: a file of its own, made from the node's file, and made again when it is gone.
+
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value ANY
+) WITHOUT ROWID;
+
+-- One row an index of a database: all changes up to `seq` are in it. Until `fresh` no document can have been in it
+-- before. Without a signature it is about to be removed.
+CREATE TABLE built (
+    num       INTEGER PRIMARY KEY AUTOINCREMENT,
+    db        INTEGER NOT NULL,
+    signature BLOB,
+    seq       INTEGER NOT NULL,
+    fresh     INTEGER NOT NULL,
+    UNIQUE (db, signature)
+);
+
+-- What documents gave: `n` numbers what one of them gave.
+CREATE TABLE entry (
+    built INTEGER NOT NULL,
+    key   BLOB NOT NULL,
+    id    TEXT NOT NULL,
+    n     INTEGER NOT NULL,
+    value BLOB,
+    PRIMARY KEY (built, key, id, n)
+) WITHOUT ROWID;
+CREATE INDEX entry_by_document ON entry (built, id);
