@@ -16,6 +16,8 @@ from tests.sim.node import SECRET, Node
 from tests.sim.world import Process, SimLoop
 
 LOOK_S = 0.05
+CHECK_S = 0.2
+"""So often, at most, it is checked what shows without a commit."""
 
 
 class Cluster:
@@ -38,6 +40,7 @@ class Cluster:
         self.history = History()
         self.trace: list[tuple[float, str, int]] = []
         """(when, who, how many writes it contains) of each commit: the same for the same seed."""
+        self._looked_s = 0.0
         self.network = Network(loop, self.rng, self.faults)
         cluster = trust.keys_of(SECRET, "", "", "", is_master=False).cluster
         self.board = SimBoard(loop, self.rng, self.faults, cluster, self.network.linked)
@@ -126,6 +129,9 @@ class Cluster:
 
     def look(self) -> None:
         """Some time has passed."""
+        if self.loop.now_s < self._looked_s + CHECK_S:
+            return
+        self._looked_s = self.loop.now_s
         for node in self.nodes:
             if node.up and node.process.is_running:
                 self._have_checked(lambda checker, node=node: checker.looked(node))

@@ -109,11 +109,23 @@ class Exchange:
             self._last_at = max(self._last_at + INSTANT_S, loop.now_s + self._network.delay())
             loop.call_at(self._last_at, self._arrive, part, context=loop.nobody)
 
-    def _arrive(self, part: Any) -> None:
+    def send_whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """The same for an answer that goes out in one piece, and arrives so or not at all."""
+        if self.is_doubled:
+            self._network.double(self, self._target)
+        if not self.is_mute:
+            loop = self._network.loop
+            parts = [(status, headers), body, None] if body else [(status, headers), None]
+            loop.call_at(
+                loop.now_s + self._network.delay(), self._arrive, *parts, context=loop.nobody
+            )
+
+    def _arrive(self, *parts: Any) -> None:
         # Where something of an answer is lost, nothing that follows it arrives.
         self._is_lost |= not self._network.arrives(self._target, self.source)
         if not self._is_lost:
-            self._parts.put_nowait(part)
+            for part in parts:
+                self._parts.put_nowait(part)
 
     def reset(self, after_s: float = 0.0) -> None:
         """The connection breaks."""
@@ -126,11 +138,14 @@ class Exchange:
 
     async def receive(self, silence_s: float) -> Any:
         """The asking side: the next part; raises ``Broken``."""
-        try:
-            async with asyncio.timeout(silence_s):
-                part = await self._parts.get()
-        except TimeoutError:
-            raise Broken("gave no answer in time", sent=True) from None
+        if self._parts.empty():
+            try:
+                async with asyncio.timeout(silence_s):
+                    part = await self._parts.get()
+            except TimeoutError:
+                raise Broken("gave no answer in time", sent=True) from None
+        else:
+            part = self._parts.get_nowait()
         if isinstance(part, Broken):
             raise part
         return part
