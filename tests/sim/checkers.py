@@ -1,14 +1,19 @@
 """What must hold, at every moment or in the end: each checker raises what it found.
 
-    VectorIsTruthful     what a node's vector covers is in its file, after every commit (Rule 4)
-    EqualVectors         equal vectors mean equal digests, on whatever node and whenever
-    NothingComesBack     what a write has replaced or deleted shows nowhere that has this write
-    NothingLost          in the end every committed write is a leaf, an ancestor of one, or purged
-    LagIsNoLess          a view is never older than it says
-    MarksAreTruthful     what a cursor's mark vouches for, both ways
-    SameEverywhere       in the end all nodes hold the same, kept digests are right
-
-What clients see is checked by ``client``: sessions and feeds know what they were told.
+VectorIsTruthful     what a node's vector covers is in its file, after every commit (Rule 4)
+EqualVectors         equal vectors mean equal digests, on whatever node and whenever
+NothingComesBack     what a write has replaced or deleted shows nowhere that has this write
+NothingLost          in the end every committed write is a leaf, an ancestor of one, or purged
+LagIsNoLess          a view is never older than it says
+MarksAreTruthful     what a cursor's mark vouches for, both ways
+SameEverywhere       in the end all nodes hold the same, kept digests are right
+AnsweredIsCommitted  what is answered has been committed
+OwnWritesAreRead     who carries a token reads what it wrote
+ReadsNeverGoBack     and, with the header, nothing older than before
+FeedsMissNothing     a reader of changes was shown all that its cursor vouches for
+OneOwner             an origin is of one run of one node, and has no number twice
+LagReturns           some time after all has healed every view is young again
+StaysBounded         queues keep to their limits
 """
 
 from collections.abc import Iterable
@@ -16,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from divandb.merge import Document
 from divandb.store import databases, digests, documents
 from divandb.store.databases import Database
 from divandb.vector import covers
@@ -42,8 +48,14 @@ class Checker:
     def looked(self, node: "Node") -> None:
         """Some time has passed."""
 
+    def healed(self) -> None:
+        """Nothing goes wrong from now on."""
+
     def finished(self) -> None:
         """Everybody has talked to everybody."""
+
+    def told(self, *what: Any) -> None:
+        """A client has seen something."""
 
 
 class VectorIsTruthful(Checker):
@@ -162,10 +174,13 @@ class NothingComesBack(Checker):
             self._check(node, self.history.all())
 
     def _check(self, node: "Node", writes: Iterable[tuple[int, int, Write]]) -> None:
-        for _, _, write in writes:
+        rows = _Rows(node)
+        for origin, oseq, write in writes:
+            if (origin, oseq) in self.history.excused:
+                continue
             replaces = write.kind == DOCUMENT and write.parent is not None
             if replaces and _lives(node, write) and not self._is_made_twice(write):
-                assert write.parent not in node.leaves(write.name, write.key), (
+                assert write.parent not in rows.shown(write), (
                         node.name, write,
                     )  # fmt: skip
 
@@ -182,20 +197,46 @@ def _lives(node: "Node", write: Write) -> bool:
     )
 
 
+class _Rows:
+    """Documents of a node while nothing moves, each read once."""
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+        self._known: dict[tuple[str, str], tuple[Document, set[str]]] = {}
+
+    def _read(self, write: Write) -> tuple[Document, set[str]]:
+        place = (write.name, write.key)
+        if place not in self._known:
+            document = self._node.row(*place).document
+            self._known[place] = document, {leaf.rev for leaf in document.shown()}
+        return self._known[place]
+
+    def document(self, write: Write) -> Document:
+        """The one that was written."""
+        return self._read(write)[0]
+
+    def shown(self, write: Write) -> set[str]:
+        """Its leaves."""
+        return self._read(write)[1]
+
+
 class NothingLost(Checker):
     """In the end every committed write is a leaf, in a leaf's ancestry, or was replaced by a write
-    that had seen it.
+    that had seen it; but for those whose only copies were on disks that are gone.
     """
 
     def finished(self) -> None:
         for node in self.cluster.nodes:
+            rows = _Rows(node)
             for origin, oseq, write in self.history.all():
                 if write.kind != DOCUMENT or not _lives(node, write):
                     continue
-                document = node.row(write.name, write.key).document
+                if (origin, oseq) in self.history.excused:
+                    continue
+                document = rows.document(write)
                 assert document.context.get(origin, 0) >= oseq, (node.name, write)
                 if write.rev is not None:
-                    shown = {leaf.rev for leaf in document.shown()}
+                    shown = rows.shown(write)
                     kept = shown | self.history.purged[write.place]
                     assert write.rev in self.history.ancestors(write.place, kept), (
                         node.name, write, shown,
@@ -326,8 +367,128 @@ def _registers(node: "Node", database: Database) -> list[Any]:
     ).fetchall()
 
 
+class AnsweredIsCommitted(Checker):
+    """What a client is told was written has been committed by then, at some master."""
+
+    def told(self, name: str, doc_id: str, rev: str) -> None:
+        assert self.history.is_known(name, doc_id, rev), ("answered, not committed", doc_id, rev)
+
+
+class OwnWritesAreRead(Checker):
+    """Who carries a session's token reads what it wrote."""
+
+    def told(self, node: "Node", path: str, wrote: int, seen: int, shown: int) -> None:
+        assert shown >= wrote, ("a write is not read", node.name, path, wrote, shown)
+
+
+class ReadsNeverGoBack(Checker):
+    """Who carries it in the header reads nothing older than it has read before."""
+
+    def told(self, node: "Node", path: str, wrote: int, seen: int, shown: int) -> None:
+        assert shown >= seen, ("a read goes back", node.name, path, seen, shown)
+
+
+class FeedsMissNothing(Checker):
+    """What a reader's cursor vouches for was shown to it: each write that its vector covers, or a
+    later one of that document, or there is another that the vector does not cover, so that the
+    document will be shown with all its leaves.
+    """
+
+    def told(
+        self, node: "Node", database: tuple[str, int], shown: dict[str, set[str]],
+        before: dict[int, int], vector: dict[int, int],
+    ) -> None:  # fmt: skip
+        for _, _, write in self.history.behind(before, vector):
+            ours = (write.name, write.generation) == database
+            if write.kind == DOCUMENT and ours and write.rev is not None:
+                known = shown.get(write.key, set()) | self.history.purged[write.place]
+                seen = write.rev in self.history.ancestors(write.place, known)
+                assert seen or self.history.has_uncovered(write.place, vector), (
+                    "a change is missed", node.name, write, vector,
+                )  # fmt: skip
+
+
+class OneOwner(Checker):
+    """Nobody goes on where another began: an origin is of one run of one node, and its numbers
+    have no gap.
+    """
+
+    def __init__(self, cluster: "Cluster") -> None:
+        super().__init__(cluster)
+        self._owners: dict[int, tuple[str, object]] = {}
+        self._last: dict[int, int] = {}
+
+    def told(self, node: "Node", origin: int, first: int, last: int) -> None:
+        run = (node.name, node.process)
+        owner = self._owners.setdefault(origin, run)
+        assert owner == run, (node.name, "writes under the origin of", owner[0], origin)
+        before = self._last.get(origin, 0)
+        assert first == before + 1, (node.name, "uses number", first, "after", before, origin)
+        self._last[origin] = last
+
+
+class LagReturns(Checker):
+    """Some time after all has healed every node's view is young again."""
+
+    within_s = 30.0
+    lag_ms_max = 2_000
+
+    def __init__(self, cluster: "Cluster") -> None:
+        super().__init__(cluster)
+        self._until_s: float | None = None
+        self._late: set[str] = set()
+
+    def healed(self) -> None:
+        self._until_s = self.cluster.loop.time() + self.within_s
+        self._late = {node.name for node in self.cluster.nodes}
+
+    @property
+    def waits(self) -> bool:
+        """Is there a node of which nothing is known yet?"""
+        return bool(self._late)
+
+    def looked(self, node: "Node") -> None:
+        if self._until_s is None or node.name not in self._late:
+            return
+        said = dict(node.standing.age())
+        lag = said.get("divan-lag", "unknown")
+        if node.standing.is_alone or (lag != "unknown" and int(lag) <= self.lag_ms_max):
+            self._late.discard(node.name)
+        assert node.name not in self._late or self.cluster.loop.time() <= self._until_s, (
+            node.name, said, "so long after all has healed", self.within_s,
+        )  # fmt: skip
+
+
+class StaysBounded(Checker):
+    """No queue is longer than its limit, and no process has many more tasks than it has loops."""
+
+    tasks_max = 400
+
+    def looked(self, node: "Node") -> None:
+        limits = node.config.limits
+        found = {
+            "jobs": (node.writer.waiting_jobs, limits.write_queue_jobs_max),
+            "catch-ups": (node.giver.under_way, limits.catch_ups_max),
+            "tasks": (node.process.tasks, self.tasks_max),
+            "outbox": (node.count("outbox"), OUTBOX_ROWS_MAX),
+            "waiting": (node.count("waiting"), OUTBOX_ROWS_MAX),
+        }
+        relay = node.role.relay
+        if relay is not None:
+            found["relay"] = (relay._bytes, limits.relay_bytes_max + RELAY_BATCH_BYTES)
+        for what, (count, most) in found.items():
+            assert count <= most, (node.name, what, count, "of", most)
+
+
+OUTBOX_ROWS_MAX = 20_000
+"""A run writes less."""
+RELAY_BATCH_BYTES = 256 * 1024
+"""The last batch that was let in."""
+
+
 ALL = (
     VectorIsTruthful, EqualVectors, NothingComesBack, NothingLost, LagIsNoLess, MarksAreTruthful,
-    SameEverywhere,
+    SameEverywhere, AnsweredIsCommitted, OwnWritesAreRead, ReadsNeverGoBack, FeedsMissNothing,
+    OneOwner, LagReturns, StaysBounded,
 )  # fmt: skip
 __all__ = ["ALL", "DOCUMENT", "REGISTER", "Checker", "contents"]

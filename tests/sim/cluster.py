@@ -4,13 +4,15 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from divandb.cluster import trust
 from divandb.config import MASTER, REPLICA, Limits, Member
 from divandb.store.ledger import Changes
 from tests.sim.board import BOARD, SimBoard
-from tests.sim.checkers import ALL, Checker
+from tests.sim.checkers import ALL, Checker, OneOwner
 from tests.sim.history import History
+from tests.sim.losses import Losses
 from tests.sim.network import Faults, Network
 from tests.sim.node import SECRET, Node
 from tests.sim.world import Process, SimLoop
@@ -46,6 +48,12 @@ class Cluster:
         self.board = SimBoard(loop, self.rng, self.faults, cluster, self.network.linked)
         self.members = _members(masters, replicas)
         self.nodes = [Node(self, member, folder) for member in self.members]
+        self.losses = Losses(self)
+        self._joining: set[asyncio.Task[Node]] = set()
+        self.struck: dict[str, int] = {}
+        """How often each kind of fault has happened in a random run."""
+        self.acts = 0
+        """What clients did in it."""
         self.checkers = [make(self) for make in ALL]
 
     @property
@@ -76,7 +84,26 @@ class Cluster:
         """A new replica of a running cluster, not started yet."""
         number = len(self.group(slot))
         name = f"{slot}-r{number}"
-        self.members.append(Member(name, REPLICA, slot, f"http://{name}"))
+        return await self._add(Member(name, REPLICA, slot, f"http://{name}"))
+
+    async def add_master(self) -> Node:
+        """A new slot's master, not started yet."""
+        name = f"m{len(self.masters) + 1}"
+        return await self._add(Member(name, MASTER, name, f"http://{name}"))
+
+    def join(self, slot: str) -> None:
+        """Have a new replica of this slot started, or a new master; not waited for."""
+        adding = self.add_replica(slot) if slot else self.add_master()
+        task = self.loop.create_task(adding)
+        self._joining.add(task)
+        task.add_done_callback(self._joined)
+
+    def _joined(self, task: "asyncio.Task[Node]") -> None:
+        self._joining.discard(task)
+        self.start(task.result())
+
+    async def _add(self, member: Member) -> Node:
+        self.members.append(member)
         await self.board.arrange(self.members)
         node = Node(self, self.members[-1], self.folder)
         self.nodes.append(node)
@@ -102,7 +129,7 @@ class Cluster:
 
     def heal(self) -> None:
         """Everybody reaches everybody."""
-        self.network.cuts.clear()
+        self.network.heal()
 
     def mend(self) -> None:
         """All misfortunes end: links, board, faults; whoever is down or stopped goes on."""
@@ -110,13 +137,23 @@ class Cluster:
         self.faults.__init__(delay_s=min(delay_s, 0.05))  # type: ignore[misc]
         self.heal()
         self.board.up = True
+        self.board.refuses = ""
         for node in self.nodes:
+            node.platter.is_full = False
             if not node.up:
                 self.start(node)
             elif not node.process.is_running:
                 node.go_on()
 
     # Looking
+
+    def wrote(self, node: Node, command: Any, result: Any, before: Any, after: Any) -> None:
+        """A master has committed what a client asked for: from behind ``before`` up to ``after``,
+        each (origin, number).
+        """
+        first = before[1] + 1 if before and before[0] == after[0] else 1
+        self.told(OneOwner, node, after[0], first, after[1])
+        self.history.committed(node, command, result, before, after)
 
     def committed(self, node: Node, made: Changes | None) -> None:
         """A node has committed. The loops carry on after any fault, so what is found is kept for
@@ -127,6 +164,20 @@ class Cluster:
         self.trace.append((self.loop.time(), node.name, sum(node.ledger.vector.values())))
         self._have_checked(lambda checker: checker.committed(node))
 
+    def note(self, what: str, how: object) -> None:
+        """Something happened that belongs into the trace."""
+        self.trace.append((self.loop.time(), what, int(bool(how))))
+
+    def told(self, kind: type[Checker], *what: Any) -> None:
+        """Clients have seen something; a checker of that kind judges it."""
+        for checker in self.checkers:
+            if isinstance(checker, kind):
+                self._have_checked(lambda checker: checker.told(*what), [checker])
+
+    def healed(self) -> None:
+        """Nothing goes wrong from now on."""
+        self._have_checked(lambda checker: checker.healed())
+
     def look(self) -> None:
         """Some time has passed."""
         if self.loop.now_s < self._looked_s + CHECK_S:
@@ -136,8 +187,10 @@ class Cluster:
             if node.up and node.process.is_running:
                 self._have_checked(lambda checker, node=node: checker.looked(node))
 
-    def _have_checked(self, step: Callable[[Checker], None]) -> None:
-        for checker in self.checkers:
+    def _have_checked(
+        self, step: Callable[[Checker], None], by: Sequence[Checker] | None = None
+    ) -> None:
+        for checker in self.checkers if by is None else by:
             try:
                 step(checker)
             except Exception as violation:

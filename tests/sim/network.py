@@ -161,6 +161,8 @@ class Network:
         self.cuts: set[frozenset[str]] = set()
         self._rng = rng
         self._muted: set[tuple[str, str]] = set()
+        self._cuts_for_now: list[set[frozenset[str]]] = []
+        self._one_way: list[set[tuple[str, str]]] = []
 
     def add(self, name: str) -> Site:
         """A new place; its URL is ``http://NAME``."""
@@ -168,7 +170,24 @@ class Network:
 
     def linked(self, one: str, other: str) -> bool:
         """Do messages pass between them?"""
-        return frozenset((one, other)) not in self.cuts
+        pair = frozenset((one, other))
+        return pair not in self.cuts and not any(pair in cut for cut in self._cuts_for_now)
+
+    def cut_for_now(self, pairs: set[frozenset[str]]) -> Callable[[], None]:
+        """Cut these, beside whatever else is cut; how this one ends."""
+        self._cuts_for_now.append(pairs)
+        return lambda: _remove(self._cuts_for_now, pairs)
+
+    def cut_one_way(self, pairs: set[tuple[str, str]]) -> Callable[[], None]:
+        """What the first of a pair sends does not come to the second; how this ends."""
+        self._one_way.append(pairs)
+        return lambda: _remove(self._one_way, pairs)
+
+    def heal(self) -> None:
+        """Everybody reaches everybody."""
+        self.cuts.clear()
+        self._cuts_for_now.clear()
+        self._one_way.clear()
 
     def mute(self, one: str, other: str) -> None:
         """What ``one`` answers does not come to ``other``."""
@@ -180,7 +199,14 @@ class Network:
 
     def arrives(self, one: str, other: str) -> bool:
         """Does what ``one`` sends just now come to ``other``?"""
-        return self.linked(one, other) and (one, other) not in self._muted
+        return (
+            self.linked(one, other)
+            and (one, other) not in self._muted
+            and not self._is_one_way(one, other)
+        )
+
+    def _is_one_way(self, one: str, other: str) -> bool:
+        return any((one, other) in cut for cut in self._one_way)
 
     def delay(self) -> float:
         """How long a message takes."""
@@ -195,7 +221,11 @@ class Network:
         await asyncio.sleep(self.delay())
         exchange = Exchange(self, source, target, request)
         site, faults = self.sites[target], self.faults
-        if not self.linked(source, target):
+        if (
+            not self.linked(source, target)
+            or self._is_one_way(source, target)
+            or (self._is_one_way(target, source) and self._rng.random() > CONNECTED_BEFORE)
+        ):
             if self._rng.random() < CONNECTED_BEFORE:
                 return exchange
             await asyncio.sleep(connect_s)
@@ -223,7 +253,9 @@ class Network:
         process = site.process
         if process is None or not process.is_alive:
             exchange.reset()
-        elif self.linked(exchange.source, site.name):
+        elif self.linked(exchange.source, site.name) and not self._is_one_way(
+            exchange.source, site.name
+        ):
             process.at_death.append(exchange.reset)
             task = process.start(_answer(site, exchange))
             task.add_done_callback(
@@ -242,6 +274,13 @@ class Network:
         finally:
             exchange.abandon()
         return Reply(status, headers, bytes(body))
+
+
+def _remove(cuts: list[Any], pairs: Any) -> None:
+    for place, cut in enumerate(cuts):
+        if cut is pairs:
+            del cuts[place]
+            return
 
 
 async def _answer(site: Site, exchange: Exchange) -> None:

@@ -143,6 +143,11 @@ class Process:
         task.add_done_callback(self._tasks.pop, context=self._loop.nobody)
         return task
 
+    @property
+    def tasks(self) -> int:
+        """How many it was asked to do and has not ended."""
+        return len(self._tasks)
+
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Have something done there, from outside; raises ``Gone`` if the process dies first."""
         if not self.is_alive:
