@@ -245,7 +245,7 @@ class NothingLost(Checker):
 
 class LagIsNoLess(Checker):
     """What a node says of its view's age: all that was written before is there, but for silent
-    slots.
+    slots. A master whose disk was replaced does not know what it wrote before, until it is told.
     """
 
     def __init__(self, cluster: "Cluster") -> None:
@@ -260,6 +260,7 @@ class LagIsNoLess(Checker):
             return
         self.looks += 1
         silent = {part.split("=")[0] for part in said.get("divan-silent", "").split(", ")}
+        silent |= self.cluster.losses.slots
         moment_s = self.cluster.loop.time() - int(lag) / 1000
         for origin, oseq, slot in self.history.before(moment_s):
             here = node.progress.vector.get(origin, 0)

@@ -18,6 +18,7 @@ from tests.sim.node import SECRET, Node
 from tests.sim.world import Process, SimLoop
 
 LOOK_S = 0.05
+START_AGAIN_S = 1.0
 CHECK_S = 0.2
 """So often, at most, it is checked what shows without a commit."""
 
@@ -112,7 +113,12 @@ class Cluster:
     # Misfortunes
 
     def start(self, node: Node) -> None:
-        """Start a node that does not run."""
+        """Start a node that does not run; on a full disk its supervisor tries again and again."""
+        if node.up:
+            return
+        if node.platter.is_full:
+            self.loop.later(START_AGAIN_S, self.start, node)
+            return
         node.start()
         self._have_checked(lambda checker: checker.started(node))
 

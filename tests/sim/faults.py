@@ -289,7 +289,7 @@ class LostFolder(Fault):
             return None
         node.crash()
         node.lose_file()
-        self.c.losses.disk_lost()
+        self.c.losses.disk_lost(node)
         return self.again(node)
 
 
@@ -310,7 +310,7 @@ class RolledBack(Fault):
                 return
             node.crash()
             node.platter.put_back(earlier)
-            self.c.losses.disk_lost()
+            self.c.losses.disk_lost(node)
             self.c.start(node)
 
         return end

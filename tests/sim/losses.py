@@ -29,12 +29,16 @@ class Losses:
         self._cluster = cluster
         self.disks = 0
         """Disks that were lost, or put back."""
+        self.slots: set[str] = set()
+        """Whose masters they belonged to."""
         self.boards = 0
         """How often the board has lost something."""
 
-    def disk_lost(self) -> None:
-        """A disk was replaced, and its node is down."""
+    def disk_lost(self, node: "Node") -> None:
+        """Its disk was replaced; it is down."""
         self.disks += 1
+        if node.is_master:
+            self.slots.add(node.member.slot)
         self.look()
 
     def board_lost(self) -> None:

@@ -255,10 +255,11 @@ class Node:
         files = self.platter.image()
         if power:
             files = self.platter.power_cut(files, self.cluster.rng)
-        for connection in (self.connection, self.reading):
-            connection.close()
-        self._checkpointer.close()
-        self.platter.put_back(files)  # a connection that closes in order leaves more than that
+        with self.platter.with_room():  # what a connection does that closes in order is undone
+            for connection in (self.connection, self.reading):
+                connection.close()
+            self._checkpointer.close()
+        self.platter.put_back(files)
 
     def restart(self) -> None:
         """Killed, and at once there again."""
