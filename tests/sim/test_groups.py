@@ -312,6 +312,24 @@ def test_masters_fetch_from_each_other_while_the_board_is_away(play: Play) -> No
     play(body, masters=2, replicas=2)
 
 
+def test_a_lone_master_whose_file_is_gone_finds_it_all_at_its_replicas(play: Play) -> None:
+    """There is no other master whom it would ask, and replicas push nothing: it asks them."""
+
+    async def body(c: Cluster) -> None:
+        (m1,) = await c.with_database("x")
+        revs = [await m1.put("x", f"d{number}", number) for number in range(20)]
+        await c.settled()
+        m1.crash()
+        m1.lose_file()
+        c.losses.disk_lost(m1)
+        c.board.truncate(keep=0)
+        c.start(m1)
+        await c.until(lambda: m1.leaves("x", "d19") == [revs[19]], 10)
+        await m1.put("x", "d0", "again", parent=revs[0])
+
+    play(body, masters=1, replicas=2)
+
+
 def test_what_a_master_has_applied_and_not_passed_on_it_passes_on_later(play: Play) -> None:
     """It dies in between: it reads the Masters' Board again from what its own board has."""
 

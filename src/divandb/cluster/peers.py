@@ -316,7 +316,12 @@ class Peers:
         it goes on: so it counts as of a moment at which this process ran, and read what there was.
         """
         self.renewed = max(self.renewed, self._awake[0])
-        self._learn(told, self._clock.monotonic())
+        now = self._clock.monotonic()
+        self._learn(told, now)
+        peer = self._known.get(told.members[0].name) if told.members else None
+        if peer is not None and peer.member.slot == self._config.slot:
+            # A master whose disk was replaced finds at its replicas what it wrote before.
+            self._look_for_gaps(peer, now)
         return self.said(names_all=told.asks)
 
     def _learn(self, told: Heartbeat, as_of: float) -> None:
