@@ -17,6 +17,7 @@ StaysBounded         queues keep to their limits
 """
 
 from collections.abc import Iterable
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -409,6 +410,22 @@ class FeedsMissNothing(Checker):
                 )  # fmt: skip
 
 
+class BoardKeeps(Checker):
+    """What was answered with concern ``board`` outlives any one disk, as long as the board does."""
+
+    def told(self, name: str, written: list[tuple[str, str]]) -> None:
+        losses = self.cluster.losses
+        if losses.disks > 1 or losses.boards:
+            return
+        for doc_id, rev in written:
+            for node in self.cluster.nodes:
+                assert rev in node.leaves(name, doc_id), (node.name, doc_id, "is lost")
+
+
+class CheckpointsVouch(BoardKeeps):
+    """So do the documents that an answered checkpoint vouches for."""
+
+
 class OneOwner(Checker):
     """Nobody goes on where another began: an origin is of one run of one node, and its numbers
     have no gap.
@@ -428,36 +445,46 @@ class OneOwner(Checker):
         self._last[origin] = last
 
 
-class LagReturns(Checker):
-    """Some time after all has healed every node's view is young again."""
+class DropsHitWhatTheyMeant(Checker):
+    """A drop is of the generation that its client knew, however late it comes."""
 
-    within_s = 30.0
+    def told(self, node: "Node", meant: int, dropped: int) -> None:
+        assert meant == dropped, (node.name, "was to drop", meant, "and dropped", dropped)
+
+
+class LagReturns(Checker):
+    """Some time after all has healed every node's view is young, and stays so."""
+
+    within_s = 20.0
     lag_ms_max = 2_000
 
     def __init__(self, cluster: "Cluster") -> None:
         super().__init__(cluster)
-        self._until_s: float | None = None
+        self._since_s = inf
         self._late: set[str] = set()
 
     def healed(self) -> None:
-        self._until_s = self.cluster.loop.time() + self.within_s
+        self._since_s = self.cluster.loop.time() + self.within_s
         self._late = {node.name for node in self.cluster.nodes}
 
     @property
     def waits(self) -> bool:
-        """Is there a node of which nothing is known yet?"""
+        """Is there a node at which nobody has looked since then?"""
         return bool(self._late)
 
     def looked(self, node: "Node") -> None:
-        if self._until_s is None or node.name not in self._late:
-            return
+        if node.standing.is_alone:
+            self._late.discard(node.name)
+        elif self.cluster.loop.time() >= self._since_s:
+            self._judge(node)
+
+    def _judge(self, node: "Node") -> None:
         said = dict(node.standing.age())
         lag = said.get("divan-lag", "unknown")
-        if node.standing.is_alone or (lag != "unknown" and int(lag) <= self.lag_ms_max):
-            self._late.discard(node.name)
-        assert node.name not in self._late or self.cluster.loop.time() <= self._until_s, (
-            node.name, said, "so long after all has healed", self.within_s,
+        assert lag != "unknown" and int(lag) <= self.lag_ms_max, (
+            node.name, said, "so long after all has healed:", self.within_s,
         )  # fmt: skip
+        self._late.discard(node.name)
 
 
 class StaysBounded(Checker):
@@ -490,6 +517,6 @@ RELAY_BATCH_BYTES = 256 * 1024
 ALL = (
     VectorIsTruthful, EqualVectors, NothingComesBack, NothingLost, LagIsNoLess, MarksAreTruthful,
     SameEverywhere, AnsweredIsCommitted, OwnWritesAreRead, ReadsNeverGoBack, FeedsMissNothing,
-    OneOwner, LagReturns, StaysBounded,
+    BoardKeeps, CheckpointsVouch, OneOwner, DropsHitWhatTheyMeant, LagReturns, StaysBounded,
 )  # fmt: skip
 __all__ = ["ALL", "DOCUMENT", "REGISTER", "Checker", "contents"]

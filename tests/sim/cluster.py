@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from divandb.cluster import trust
+from divandb.commands import DropDatabase
 from divandb.config import MASTER, REPLICA, Limits, Member
 from divandb.store.ledger import Changes
 from tests.sim.board import BOARD, SimBoard
-from tests.sim.checkers import ALL, Checker, OneOwner
+from tests.sim.checkers import ALL, Checker, DropsHitWhatTheyMeant, OneOwner
 from tests.sim.history import History
 from tests.sim.losses import Losses
 from tests.sim.network import Faults, Network
@@ -160,6 +161,9 @@ class Cluster:
         first = before[1] + 1 if before and before[0] == after[0] else 1
         self.told(OneOwner, node, after[0], first, after[1])
         self.history.committed(node, command, result, before, after)
+        if isinstance(command, DropDatabase):
+            dropped = self.history.writes[after[0]][-1].generation
+            self.told(DropsHitWhatTheyMeant, node, command.generation, dropped)
 
     def committed(self, node: Node, made: Changes | None) -> None:
         """A node has committed. The loops carry on after any fault, so what is found is kept for
@@ -177,7 +181,7 @@ class Cluster:
     def told(self, kind: type[Checker], *what: Any) -> None:
         """Clients have seen something; a checker of that kind judges it."""
         for checker in self.checkers:
-            if isinstance(checker, kind):
+            if type(checker) is kind:
                 self._have_checked(lambda checker: checker.told(*what), [checker])
 
     def healed(self) -> None:

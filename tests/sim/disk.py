@@ -138,7 +138,8 @@ class _Disk(apsw.VFS):
         path = Path(filename)
         if str(path.parent) in self.platters:
             self.platters[str(path.parent)].settled(path.name)
-        super().xDelete(filename, syncdir)
+        if path.exists():  # a connection of a dead process closes whenever it likes
+            super().xDelete(filename, syncdir)
 
 
 class _File(apsw.VFSFile):
@@ -168,5 +169,6 @@ class _File(apsw.VFSFile):
 
 
 _DISK = _Disk()
+
 
 __all__ = ["VFS_NAME", "Platter"]

@@ -83,7 +83,8 @@ def _take_away(missing: dict[Dot, Write], node: "Node") -> None:
             if connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall():
                 _take(missing, connection)
         finally:
-            connection.close()
+            with node.platter.with_room():
+                connection.close()
             node.platter.put_back(files)
 
 

@@ -116,9 +116,8 @@ class Exchange:
         if not self.is_mute:
             loop = self._network.loop
             parts = [(status, headers), body, None] if body else [(status, headers), None]
-            loop.call_at(
-                loop.now_s + self._network.delay(), self._arrive, *parts, context=loop.nobody
-            )
+            self._last_at = loop.now_s + self._network.delay()
+            loop.call_at(self._last_at, self._arrive, *parts, context=loop.nobody)
 
     def _arrive(self, *parts: Any) -> None:
         # Where something of an answer is lost, nothing that follows it arrives.
@@ -128,8 +127,9 @@ class Exchange:
                 self._parts.put_nowait(part)
 
     def reset(self, after_s: float = 0.0) -> None:
-        """The connection breaks."""
+        """The connection breaks; what is on its way by then arrives before."""
         self.is_mute = True
+        after_s = max(after_s, self._last_at + INSTANT_S - self._network.loop.now_s)
         self._network.loop.later(after_s, self._parts.put_nowait, Broken("reset", sent=True))
 
     def abandon(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from divandb.config import Limits
+from tests.sim.checkers import LagReturns
 from tests.sim.client import Client, Follower, Notebook
 from tests.sim.cluster import Cluster
 from tests.sim.node import Node
@@ -492,7 +493,8 @@ def test_a_view_is_young_again_though_its_owner_has_lost_what_it_wrote(play: Pla
         c.start(m1)
         m2.peers.fetch = m2.fetcher.fetch
         c.heal()
-        await c.passes(3)
+        c.healed()
+        await c.passes(LagReturns.within_s + 1)
         for node in (m1, m2):
             assert int(dict(node.standing.age())["divan-lag"]) < 1000
         assert not m2.leaves("x", "lost")

@@ -166,6 +166,28 @@ def test_trace_8_ancestries_that_were_cut_still_merge_the_same(play: Callable[..
     play(body, revs_limit=3)
 
 
+def test_trace_8_who_was_away_for_longer_has_no_leaf_more(play: Callable[..., None]) -> None:
+    """It has revision 5 and is given 20, whose ancestry, cut to 3, does not name 5 any more."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.masters
+        await m1.create("x")
+        rev = await m1.put("x", "d", 0)
+        for number in range(1, 5):
+            rev = await m1.put("x", "d", number, parent=rev)
+        await c.settled()
+        c.board.up = False
+        c.cut([m3], [node for node in c.nodes if node is not m3])
+        for number in range(5, 20):
+            rev = await m1.put("x", "d", number, parent=rev)
+        c.board.up = True
+        c.heal()
+        await c.settled()
+        assert m1.leaves("x", "d") == m2.leaves("x", "d") == m3.leaves("x", "d") == [rev]
+
+    play(body, revs_limit=3)
+
+
 def test_trace_9_a_purge_does_not_come_back_with_the_next_event(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
         m1, m2, _ = c.masters
@@ -371,7 +393,7 @@ def test_a_gap_that_no_peer_can_fill_yet_is_not_passed(play: Callable[..., None]
         c.heal()
         await c.settled()
 
-    play(body)
+    play(body, replicas=0)
 
 
 def test_a_reader_that_retention_has_passed_catches_up_from_a_peer(
