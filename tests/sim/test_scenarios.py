@@ -219,6 +219,34 @@ def test_trace_10_no_number_is_used_twice_after_a_crash(play: Callable[..., None
     play(body)
 
 
+def test_trace_10_no_number_is_used_twice_when_a_folder_is_put_back(
+    play: Callable[..., None],
+) -> None:
+    """It is that of an earlier day. What was written since has left it, and stays; what it writes
+    from now on has another origin.
+    """
+
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = await c.with_database("x")
+        await m1.put("x", "before", 1)
+        earlier = m1.platter.image()
+        revs = [await m1.put("x", f"d{number}", number) for number in range(5)]
+        await c.settled()
+        origin = m1.ledger.origin
+        m1.crash()
+        m1.platter.put_back(earlier)
+        c.losses.disk_lost(m1)
+        c.start(m1)
+        rev = await m1.put("x", "after", 1)
+        assert m1.ledger.origin != origin
+        await c.settled()
+        assert not c.history.excused
+        assert all(m2.leaves("x", f"d{number}") == [revs[number]] for number in range(5))
+        assert m2.leaves("x", "after") == [rev]
+
+    play(body)
+
+
 def test_trace_11_coalesced_events_complete_no_more_than_they_hold(
     play: Callable[..., None],
 ) -> None:
