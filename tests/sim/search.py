@@ -44,6 +44,8 @@ def played(seed: int, *, traced: bool = False) -> Outcome:
             play_out(body, Path(folder), seed, made=made, **shape)
         except Exception:
             fault = traceback.format_exc()
+    if not gc.isenabled():
+        gc.collect()
     if not made:
         return Outcome(seed, 0.0, 0.0, 0, 0, {}, fault)
     (c,) = made
@@ -123,6 +125,7 @@ def search(seeds: Iterable[int], minutes: float, jobs: int, report: Report) -> I
 
 
 def _begin() -> None:
-    """In each process: what is there by now is never garbage, and garbage is small."""
+    """In each process: garbage is looked for between runs alone."""
     os.nice(5)
     gc.freeze()
+    gc.disable()

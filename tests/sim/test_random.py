@@ -94,6 +94,23 @@ def test_storms_of_all_kinds_keep_every_promise(play: Callable[..., Any], seed: 
     play(body, seed=seed, **shape)
 
 
+FAILED_ONCE = {
+    90: "a disk was full while its node was down: looking into its file needed room",
+    1072: "a process was killed while its disk was full",
+    1085: "a master's disk was put back: a watermark that could not be reached held up all others",
+    1096: "the only master lost its folder, and asked none of its replicas for what they had",
+}
+"""Seeds, with what was wrong; the named scenarios of those that were the database's are in
+``test_reading`` and ``test_groups``.
+"""
+
+
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_what_has_failed_once_stays_mended(play: Callable[..., Any], seed: int) -> None:
+    body, shape = storm(seed)
+    play(body, seed=seed, **shape)
+
+
 @pytest.mark.parametrize("seed", [1, 5])
 def test_a_seed_plays_again_exactly(seed: int) -> None:
     """Whatever happens, to the microsecond, in processes whose sets and dicts have other orders."""
