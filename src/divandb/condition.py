@@ -14,7 +14,7 @@ from divandb.cluster.peers import Peer, Peers
 from divandb.cluster.progress import Progress
 from divandb.cluster.snapshots import Shelf
 from divandb.cluster.verifier import Verifier
-from divandb.config import MASTER, Config
+from divandb.config import MASTER, REPLICA, Config
 from divandb.node import Role
 from divandb.store import arrivals, outbox
 from divandb.store.file import Connection
@@ -43,8 +43,7 @@ class Inside:
     shelf: Shelf
     verifier: Verifier
     writer: Writer
-    courier: Courier | None
-    """``None`` at a master."""
+    courier: Courier
     alarms: Alarms
     reading: Connection
     clock: Clock
@@ -55,11 +54,17 @@ def condition(inside: Inside) -> dict[str, Any]:
     config, progress, peers = inside.config, inside.progress, inside.peers
     lag_ms, silent = progress.lag(config.limits.silent_slot_ms)
     now = inside.clock.monotonic()
-    masters = {p.member.slot: p for p in peers.all() if p.member.role == MASTER}
+    tenure = peers.tenure
+    masters = {p.member.slot: p for p in peers.all() if tenure.owns(p.member)}
     return {
         "name": config.name,
-        "role": config.role,
+        "role": tenure.role,
         "slot": config.slot,
+        "serves": tenure.serves,
+        "owners": {
+            slot: {"name": one.name, "epoch": one.epoch, "confirmed": one.is_confirmed}
+            for slot, one in sorted(tenure.owners.items())
+        },
         "url": config.url,
         "pid": os.getpid(),
         "started": rfc3339(inside.started_ms),
@@ -76,7 +81,7 @@ def condition(inside: Inside) -> dict[str, Any]:
         "board": _board(inside.role),
         "outbox_rows": _unpublished(inside),
         "queue_jobs": inside.writer.waiting_jobs,
-        "forwarding_jobs": None if inside.courier is None else inside.courier.waiting_jobs,
+        "forwarding_jobs": None if tenure.serves else inside.courier.waiting_jobs,
         "loop_late_ms": round(peers.load_ms, 1),
         "applier_share_max": config.limits.applier_share_max,
         "caught_up_events": inside.fetcher.events,
@@ -131,7 +136,7 @@ def _board(role: Role) -> dict[str, Any]:
 def _peer(peers: Peers, peer: Peer, now: float) -> dict[str, Any]:
     return {
         "name": peer.member.name,
-        "role": peer.member.role,
+        "role": MASTER if peers.tenure.owns(peer.member) else REPLICA,
         "slot": peer.member.slot,
         "url": peer.member.url,
         "live": peers.is_live(peer),

@@ -31,6 +31,20 @@ class Keys:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spare:
+    """What a node shows in the role that it has not: see ``cluster.trust``."""
+
+    token: str
+    """Its credential on peer links."""
+    masters: bytes
+    """Tells masters from replicas; empty for what a replica shows."""
+    principal: str
+    """Who it is on the boards then."""
+    secret: str
+    """That principal's."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Limits:
     """Every bound on what a client or the node itself may use."""
 
@@ -94,6 +108,10 @@ class Limits:
     """A node that nobody has answered for so long no longer knows how old its view is."""
     silent_slot_ms: int = 3_000
     """A slot whose owner is silent for so long is named in ``Divan-Silent``, not in the lag."""
+    failover_ms: int = 1_000
+    """A replica takes its slot over when the owner has been silent for so long. False alarms make
+    it longer for a while.
+    """
     gap_patience_ms: int = 1_000
     """What a peer has and the board does not bring is asked for after this time."""
     session_wait_ms: int = 1_000
@@ -254,6 +272,10 @@ class Config:
     board: BoardAccess | None = None
     """``None``: a single node, which has nobody to tell."""
     keys: Keys = Keys()
+    spare: Spare | None = None
+    """For the other role, if the slot's owner changes; ``None`` at a replica: it takes the slot
+    over only while another master lives that grants it.
+    """
     tls: TlsFiles = TlsFiles()
     seeds: tuple[Member, ...] = ()
     """Members that are asked first; they name the others."""

@@ -2,7 +2,8 @@
 
 TOML; ``docs/operations.md`` lists the keys. An environment variable goes over each key but
 ``[[members]]``: ``node_port`` is ``DIVANDB_NODE_PORT``, ``url`` in ``[board]`` is
-``DIVANDB_BOARD_URL``, keys in ``[keys]``, ``[limits]`` and ``[topics]`` go without the table's name
+``DIVANDB_BOARD_URL``, keys in ``[spare]`` begin with ``DIVANDB_SPARE_``, those in ``[keys]``,
+``[limits]`` and ``[topics]`` go without the table's name
 (``DIVANDB_TOKEN``); in a board's file all of them begin with ``DIVANDB_BOARD_``.
 
 A secret may stand in a file of its own: ``token_file = "token"`` instead of ``token``. Paths are
@@ -25,7 +26,13 @@ from divandb.board.embedded_server import BoardConfig
 from divandb.board.log import LogSettings
 from divandb.board.wire import WireLimits
 from divandb.cluster import trust
-from divandb.cluster.topics import check_reader, partition_of, principal_of
+from divandb.cluster.topics import (
+    check_reader,
+    partition_of,
+    principal_as_replica,
+    principal_of,
+    principals_of,
+)
 from divandb.config import (
     KAFKA,
     MASTER,
@@ -38,6 +45,7 @@ from divandb.config import (
     Keys,
     Limits,
     Member,
+    Spare,
     TlsFiles,
     TopicSettings,
     number,
@@ -54,6 +62,7 @@ COOKIE_CHARS = 32
 KEY_BYTES = 32
 NODE_PREFIX = "DIVANDB_"
 BOARD_PREFIX = "DIVANDB_BOARD_"
+SPARE_PREFIX = "DIVANDB_SPARE_"
 Read = Callable[[Path], str]
 """The text of a small file; raises ``OSError`` or ``ValueError``."""
 _MISSING: Final = object()
@@ -90,7 +99,7 @@ class BoardFile:
     members: tuple[Member, ...]
     """For whom it makes topics; a URL is a note for people and `divandb add`."""
     secrets: Mapping[str, str]
-    """The secret of each member's principal."""
+    """The secret of each principal that a member is or may become."""
     readers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name → secret of those who may read the Masters' Event Board besides."""
 
@@ -105,7 +114,7 @@ class KafkaFile:
     members: tuple[Member, ...]
     """For whom there are topics; a URL is a note for people and `divandb add`."""
     secrets: Mapping[str, str]
-    """The secret of each member's principal, by the member's name."""
+    """The secret of each principal that a member is or may become, as far as known."""
     topics: TopicSettings
     readers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name → secret of those who may read the Masters' Event Board besides."""
@@ -116,8 +125,9 @@ class KafkaFile:
 
     def access(self, member: Member) -> BoardAccess:
         """How this member opens the boards."""
-        secret = self.secrets.get(member.name, "")
-        return dataclasses.replace(self.admin, principal=principal_of(member), secret=secret)
+        principal = principal_of(member)
+        secret = self.secrets.get(principal, "")
+        return dataclasses.replace(self.admin, principal=principal, secret=secret)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +244,7 @@ def node_from(
             admin=top.admin("admin"),
             board=board,
             keys=_keys(top, role) if board is not None or top.has("keys") else Keys(),
+            spare=_spare(top, role),
             tls=tls,
             seeds=tuple(one for one in _members(top) if one.name != node_name),
             limits=limits,
@@ -296,6 +307,22 @@ def _keys(top: "_Table", role: str) -> Keys:
         ),
     )
     keys.end()
+    return found
+
+
+def _spare(top: "_Table", role: str) -> Spare | None:
+    spare = top.table("spare", SPARE_PREFIX)
+    if not spare.has_secret("token"):
+        spare.end()
+        return None
+    masters = spare.hexadecimal("masters", 2 * KEY_BYTES) if role == REPLICA else ""
+    found = Spare(
+        spare.secret("token"),
+        bytes.fromhex(masters),
+        spare.name("principal"),
+        spare.principal_secret("secret"),
+    )
+    spare.end()
     return found
 
 
@@ -423,9 +450,12 @@ def _board_members(
         role = one.one_of("role", (MASTER, REPLICA))
         member = Member(one.name("name"), role, one.slot("slot"), one.url("url", ""))
         if are_needed:
-            secrets[member.name] = one.principal_secret("secret")
+            secrets[principal_of(member)] = one.principal_secret("secret")
+            if one.is_given("replica_secret"):
+                secrets[principal_as_replica(member)] = one.principal_secret("replica_secret")
         else:
             one.secret("secret", None)
+            one.secret("replica_secret", None)
         members.append(member)
         one.end()
     _check_names(top, members)
@@ -436,7 +466,8 @@ def _readers(
     top: "_Table", members: Collection[Member], admin: str = BOARD_ADMIN
 ) -> dict[str, str]:
     """Readers and their secrets."""
-    taken = {admin, BOARD_ADMIN, *(one.name for one in members), *map(principal_of, members)}
+    taken = {admin, BOARD_ADMIN, *(one.name for one in members)}
+    taken.update(*map(principals_of, members))
     found: dict[str, str] = {}
     for one in top.tables("readers"):
         name = one.name("name")
@@ -724,6 +755,8 @@ def node_text(file: NodeFile) -> str:
         parts.append(f"[board]\n{_pairs(_access_keys(config.board))}")
     if config.keys.token:
         parts.append(f"[keys]\n{_pairs(dataclasses.asdict(config.keys))}")
+    if config.spare is not None:
+        parts.append(f"[spare]\n{_pairs(dataclasses.asdict(config.spare))}")
     parts += _limits_text((config.limits, Limits()))
     parts += [f"[[members]]\n{_pairs(dataclasses.asdict(one))}" for one in config.seeds]
     return "\n".join(parts)
@@ -745,7 +778,7 @@ def board_text(file: BoardFile) -> str:
     parts += _limits_text(
         (config.broker, BrokerLimits()), (config.wire, WireLimits()), (config.log, LogSettings())
     )
-    parts += [member_text(one, file.secrets[one.name]) for one in file.members]
+    parts += [member_text(one, file.secrets) for one in file.members]
     parts += [reader_entry(name, secret) for name, secret in file.readers.items()]
     return "\n".join(parts)
 
@@ -766,7 +799,7 @@ def kafka_text(file: KafkaFile) -> str:
         **keys,
     }
     parts = [_pairs(top), *_limits_text((file.topics, TopicSettings()), name="topics")]
-    parts += [member_text(one, file.secrets.get(one.name, "")) for one in file.members]
+    parts += [member_text(one, file.secrets) for one in file.members]
     parts += [reader_entry(name, secret) for name, secret in file.readers.items()]
     return "\n".join(parts)
 
@@ -782,9 +815,12 @@ def _access_keys(access: BoardAccess) -> dict[str, Any]:
     return {"url": access.url, "principal": access.principal, "secret": access.secret, **changed}
 
 
-def member_text(member: Member, secret: str) -> str:
-    """A member in a board's file."""
-    return f"[[members]]\n{_pairs({**dataclasses.asdict(member), 'secret': secret})}"
+def member_text(member: Member, secrets: Mapping[str, str]) -> str:
+    """A member in a board's file, with the secrets of its principals."""
+    keys = {**dataclasses.asdict(member), "secret": secrets.get(principal_of(member), "")}
+    if member.role == MASTER:
+        keys["replica_secret"] = secrets.get(principal_as_replica(member), "")
+    return f"[[members]]\n{_pairs(keys)}"
 
 
 def reader_entry(name: str, secret: str) -> str:

@@ -11,14 +11,16 @@ An event is a MessagePack array, so that any language can read it:
     after, mark whoever contains this origin's writes up to ``after``, and applies this message,
                 contains them up to ``mark`` (Rule 4); equal if it completes nothing
     stamp       hybrid-logical-clock time: milliseconds << 16 | counter
-    kind        "document", "register", "created", "dropped", "blob", "large"
+    kind        "document", "register", "created", "dropped", "blob", "large", "mark", "passed"
     database    its name; "" for registers of the cluster
     generation  of the database
     payload     MessagePack of its own, by kind: see the classes below
 
 A document's event carries its whole state, so that a later one may stand for an earlier one and the
 order of arrival does not matter. A blob's event is a chunk of an attachment, sent ahead of the
-document that refers to it; it is no write: its oseq is that of the document's.
+document that refers to it; it is no write: its oseq is that of the document's. A mark carries no
+write: it completes what the events before it in its partition brought, where a slot's new owner
+publishes what the old one had not. "passed" goes on Replicas' Boards alone.
 
 Whoever meets another version keeps the bytes and does not guess (``UnknownVersion``).
 
@@ -56,6 +58,8 @@ CREATED = "created"
 DROPPED = "dropped"
 BLOB = "blob"
 LARGE = "large"
+MARK = "mark"
+PASSED = "passed"
 _SLOT = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 # What ``entry`` lets clients name databases and revisions.
 _DATABASE = re.compile(r"[a-z][a-z0-9_$()+/-]{0,237}|_users|_replicator|_global_changes")
@@ -145,6 +149,17 @@ class Large(msgspec.Struct, frozen=True, array_like=True):
     """SHA-256 of the event's bytes."""
 
 
+class Passed(msgspec.Struct, frozen=True, array_like=True):
+    """How far a slot's master has come: what its replicas need to take over."""
+
+    places: list[tuple[str, Number, str, Number]]
+    """(topic, partition, identity, offset) on the Masters' Board: everything before the offset is
+    on this Replicas' Board, before this event.
+    """
+    boarded: dict[Origin, Number]
+    """What of the slot's own writes is on the Masters' Board."""
+
+
 _PAYLOADS: dict[str, type[Any]] = {
     DOCUMENT: DocumentState,
     REGISTER: RegisterValue,
@@ -152,13 +167,15 @@ _PAYLOADS: dict[str, type[Any]] = {
     DROPPED: type(None),
     BLOB: Chunk,
     LARGE: Large,
+    MARK: type(None),
+    PASSED: Passed,
 }
 _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError)
 """What bytes may raise that are no message: text in them need not be UTF-8."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(Event).decode
 _decoders = {kind: msgspec.msgpack.Decoder(payload) for kind, payload in _PAYLOADS.items()}
-Payload = DocumentState | RegisterValue | Creation | Chunk | Large | None
+Payload = DocumentState | RegisterValue | Creation | Chunk | Large | Passed | None
 
 
 def pack(payload: Payload) -> bytes:
@@ -174,6 +191,17 @@ def encode(event: Event) -> bytes:
 def of_chunk(chunk: Chunk) -> bytes:
     """A chunk that was asked for: an event that is about no write, and completes none."""
     return encode(Event(VERSION, "", 0, 0, 0, 0, 0, BLOB, "", 0, pack(chunk)))
+
+
+def mark(slot: str, origin: int, after: int, upto: int, stamp: int) -> bytes:
+    """An event that brings nothing and completes what those before it brought."""
+    nothing = pack(None)
+    return encode(Event(VERSION, slot, origin, upto, after, upto, stamp, MARK, "", 0, nothing))
+
+
+def passed(slot: str, stamp: int, payload: Passed) -> bytes:
+    """An event for the slot's replicas, about no write."""
+    return encode(Event(VERSION, slot, 0, 0, 0, 0, stamp, PASSED, "", 0, pack(payload)))
 
 
 def split(data: bytes) -> Iterator[bytes]:
@@ -257,6 +285,8 @@ def _is_sound(event: Event, payload: Payload) -> bool:
         return _is_sound_chunk(payload)
     if isinstance(payload, Large):
         return len(payload.blob) == 32
+    if isinstance(payload, Passed) or event.kind == MARK:
+        return True
     return bool(event.database) and (payload is None or _is_object(payload.options))
 
 
@@ -327,8 +357,7 @@ def _is_sound_chunk(chunk: Chunk) -> bool:
 
 def _is_sound_register(database: str, register: RegisterValue) -> bool:
     check = _REGISTERS.get(register.kind)
-    # Settings are the cluster's, all others a database's.
-    if check is None or bool(database) == (register.kind == "setting"):
+    if check is None or bool(database) == (register.kind in _OF_CLUSTER):
         return False
     return register.value is None or check(register.key, register.value)
 
@@ -350,6 +379,10 @@ def _is_local(key: str, value: bytes) -> bool:
     return _is_id(key) and key.startswith("_local/") and value.startswith(head)
 
 
+def _is_receipt(key: str, value: bytes) -> bool:
+    return bool(key) and _is_object(value)
+
+
 def _is_setting(key: str, value: bytes) -> bool:
     try:
         value.decode()
@@ -363,10 +396,13 @@ _REGISTERS: dict[str, Callable[[str, bytes], bool]] = {
     "option": _is_option,
     "local": _is_local,
     "setting": _is_setting,
+    "receipt": _is_receipt,
 }
+_OF_CLUSTER = ("setting", "receipt")
+"""All others are a database's."""
 
 
-def _is_object(text: str) -> bool:
+def _is_object(text: str | bytes) -> bool:
     try:
         return isinstance(msgspec.json.decode(text), dict)
     except msgspec.MsgspecError:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from divandb.board.embedded_server import BoardConfig
 from divandb.cluster import trust
+from divandb.cluster.topics import principal_of
 from divandb.config import (
     MASTER,
     REPLICA,
@@ -171,9 +172,10 @@ def node_file(
         url=me.url,
         admin=admin,
         board=dataclasses.replace(
-            boards, principal=me.name, secret=trust.board_secret(secret, me.name)
+            boards, principal=principal_of(me), secret=trust.board_secret(secret, principal_of(me))
         ),
         keys=trust.keys_of(secret, me.name, me.role, me.slot, is_master=is_master),
+        spare=trust.spare_of(secret, me),
         tls=tls,
         seeds=tuple(one for one in known if one.name != me.name),
         limits=limits,
@@ -194,7 +196,7 @@ def kafka_file(plan: Plan, known: Sequence[Member]) -> KafkaFile:
         admin,
         trust.keys_of(plan.secret, "", "", "", is_master=False).cluster,
         tuple(known),
-        {one.name: trust.board_secret(plan.secret, one.name) for one in known},
+        trust.board_secrets(plan.secret, known),
         settings,
     )
 
@@ -209,5 +211,5 @@ def board_file(plan: Plan, known: Sequence[Member]) -> BoardFile:
         plan.board_url,
         trust.keys_of(plan.secret, "", "", "", is_master=False).cluster,
         tuple(known),
-        {one.name: trust.board_secret(plan.secret, one.name) for one in known},
+        trust.board_secrets(plan.secret, known),
     )

@@ -122,7 +122,7 @@ class Layout:
         """Make topics and principals of the nodes that the folder names by then."""
         nodes = await asyncio.to_thread(datadir.read_members, self.data)
         members = [Member(node.name, node.role, node.slot, "") for node in nodes]
-        secrets = {one.name: trust.board_secret(self.secret, one.name) for one in members}
+        secrets = trust.board_secrets(self.secret, members)
         cluster = trust.keys_of(self.secret, "", "", "", is_master=False).cluster
         readers = await asyncio.to_thread(datadir.read_readers, self.data)
         await topics.arrange(steward, cluster, members, secrets, readers)
@@ -133,6 +133,7 @@ class Layout:
         slots = {node.name: node for node in nodes}
         slot = slots[spec.name].slot
         keys = trust.keys_of(self.secret, spec.name, spec.role, slot, is_master=spec.role == MASTER)
+        spare = trust.spare_of(self.secret, Member(spec.name, spec.role, slot, ""))
         others = [
             Member(node.name, node.role, node.slot, node.url or urls[node.name])
             for node in nodes
@@ -149,6 +150,7 @@ class Layout:
             admin=self.admin,
             board=self._board(spec.name, urls),
             keys=keys,
+            spare=spare,
             seeds=tuple(others),
             founding=self._is_founding(folder),
             limits=_shared(self.limits, len(nodes)),
@@ -174,7 +176,7 @@ def kafka_of(data: Path, admin: BoardAccess, settings: TopicSettings) -> KafkaFi
         admin,
         trust.keys_of(secret, "", "", "", is_master=False).cluster,
         tuple(members),
-        {one.name: trust.board_secret(secret, one.name) for one in members},
+        trust.board_secrets(secret, members),
         settings,
         datadir.read_readers(data),
     )

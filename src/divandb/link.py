@@ -194,6 +194,13 @@ class Link:
         self._drop_idle()
         self._wake()
 
+    def set_headers(self, headers: Mapping[str, str]) -> None:
+        """Send these from now on with every request."""
+        self._headers = dict(headers)
+        self._address = _Address(self._address.url, self._headers, self._tls)
+        self._drop_idle()
+        self._wake()
+
     async def close(self) -> None:
         """Close all connections; calls under way are broken, and so is every later one."""
         self._closed = asyncio.Event()

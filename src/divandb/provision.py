@@ -53,12 +53,7 @@ async def init(file: KafkaFile) -> None:
     """Make topics, principals and rights. Raises ``BoardError``."""
     board = KafkaBoard(file.admin, topics=file.topics)
     try:
-        secrets = {
-            principal_of(one): file.secrets[one.name]
-            for one in file.members
-            if one.name in file.secrets
-        }
-        await topics.arrange(board, file.cluster, file.members, secrets, file.readers)
+        await topics.arrange(board, file.cluster, file.members, file.secrets, file.readers)
     finally:
         await board.close()
 
@@ -70,7 +65,7 @@ async def check(file: KafkaFile, positions: Positions) -> Report:
     if file.admin.principal or not file.admin.kafka.has_principals:
         await _as_admin(file, report)
     if file.admin.kafka.has_principals:
-        known = [file.access(one) for one in file.members if one.name in file.secrets]
+        known = [file.access(one) for one in file.members if principal_of(one) in file.secrets]
         known += [file.reading(name) for name in file.readers]
         found = await asyncio.gather(*(_as_principal(file, one, report) for one in known))
         seen = {one.topic: one for infos in found for one in infos}

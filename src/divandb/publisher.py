@@ -76,6 +76,12 @@ class Publisher:
         """The last fault, while publishing fails."""
         return self._trouble.failing
 
+    async def flush(self) -> None:
+        """Wait until what was written by now is on the board."""
+        self._wake.set()
+        while self._read(self.published, 1).upto != self.published:
+            await asyncio.sleep(LINGER_S_MIN)
+
     async def run(self) -> None:
         """Publish until cancelled. After any fault the same page is tried again: the next write
         must not pass this one.

@@ -205,6 +205,11 @@ class Replica:
         """The node's stored settings by key."""
         return dict(registers.scan(self._connection, registers.NODE, registers.SETTING))
 
+    def receipts(self) -> list[bytes]:
+        """Receipts of writes that came back with former owners, each a JSON object."""
+        found = registers.scan(self._connection, registers.NODE, registers.RECEIPT)
+        return [value for _, value in found]
+
     def blob(self, name: bytes, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """An attachment's stored bytes, a chunk at a time; raises ``LookupError`` if they are not
         here.

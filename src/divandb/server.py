@@ -21,6 +21,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from divandb import node as roles
 from divandb.auth import users
 from divandb.board.base import BoardLimits, EventBoard
 from divandb.board.embedded import EmbeddedBoard
@@ -30,6 +31,7 @@ from divandb.cluster import blobs, trust
 from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
+from divandb.cluster.failover import Failover
 from divandb.cluster.fetching import Fetcher, Giver
 from divandb.cluster.findings import Findings
 from divandb.cluster.needs import Needs
@@ -71,16 +73,17 @@ from divandb.httpd.standing import Standing
 from divandb.joining import join
 from divandb.link import Link
 from divandb.master import Master
-from divandb.node import Parts, Role, as_master, as_replica
+from divandb.node import Parts, Role
 from divandb.pulse import Sockets, keep_listening
 from divandb.replica import Replica
 from divandb.settings import Settings
-from divandb.store import arrivals, file, outbox, registers
+from divandb.store import arrivals, file, outbox, registers, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.ledger import Changes, Ledger
 from divandb.store.upkeep import Upkeep, all_kept, no_board, tend
 from divandb.store.writer import Writer
 from divandb.telemetry import LineLog
+from divandb.tenure import Tenure
 from divandb.tls import HANDSHAKE_S_MAX, Tls
 from divandb.vector import Vector
 
@@ -238,7 +241,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         settings = Settings(config.keys.cookies)
         catalog = Catalog(reading, limits.revs_limit)
         replica = Replica(reading, catalog, identity.numbering, limits.feeds_max)
-        own_slot = config.slot if is_master else None
+        tenure = Tenure(config, succession.owners(reading))
+        own_slot = config.slot if tenure.is_owner else None
         progress = Progress(dict(ledger.vector), ledger.slots(), clock, own_slot)
         authenticator = Authenticator(
             catalog, replica, settings, clock, rng, offload, config.admin, limits.login_queue_max
@@ -269,9 +273,9 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
 
         # The other nodes
         peers = Peers(
-            config, progress,
+            config, tenure, progress,
             lambda url: Link(
-                url, {"authorization": trust.SCHEME + config.keys.token}, rng, tls=tls
+                url, {"authorization": trust.SCHEME + tenure.keys.token}, rng, tls=tls
             ),
             clock, log,
         )  # fmt: skip
@@ -294,17 +298,19 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         )  # fmt: skip
         witness.differs, witness.doubted = verifier.notice, scanner.doubt
         needs = Needs(progress, peers, fetcher.fetch, limits)
-        submit, desk, courier = writer.submit, None, None
-        if is_master:
-            desk = Desk(
-                writer.submit, config.slot, progress, boarded if config.board else None, peers,
-                needs, clock, limits,
-            )  # fmt: skip
-            submit = desk.submit
-        else:
-            courier = Courier(peers, clock, limits)
-            stack.push_async_callback(courier.close)
-            submit = courier.submit
+        desk = Desk(
+            writer.submit, config.slot, progress, boarded if config.board else None, peers,
+            needs, clock, limits,
+        )  # fmt: skip
+        courier = Courier(peers, desk.submit, clock, limits)
+        stack.push_async_callback(courier.close)
+        desk.elsewhere = courier.submit
+        # Without boards there is no other node that might ever own the slot.
+        tenure.serves = config.board is None
+
+        def submit(job: Job) -> None:
+            (desk if tenure.serves else courier).submit(job)
+
         entry = Entry(
             submit, catalog, replica, hlc, rng, limits, offload, authenticator.password_settings,
             needs,
@@ -315,6 +321,9 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         forwarder = Forwarder(tls=tls)
         stack.push_async_callback(forwarder.close)
         role = Role()
+        failover = Failover(
+            config, tenure, peers, progress, role, fetcher.fetch, execute, clock, log
+        )
         inside = Inside(
             config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, writer,
             courier,
@@ -344,7 +353,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             witness=witness,
             verifier=verifier,
             give=giver.give,
-            carry_out=desk.submit if desk is not None else None,
+            carry_out=desk.submit,
+            failover=failover,
             condition=lambda: condition(inside),
             is_ready=_from_then_on(lambda: _has_system_databases(catalog)),
             numbers=lambda: (
@@ -357,17 +367,18 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         # What runs beside requests
         if config.board is not None:
             limits_of_board = BoardLimits()
-            board = open_board(config.board, rng, limits_of_board, tls)
-            stack.push_async_callback(board.close)
             parts = Parts(
-                config, board, limits_of_board, reading, execute, lambda: ledger.has_gap, progress,
-                boarded, wrote, peers, fetcher,
+                config, tenure, lambda access: open_board(access, rng, limits_of_board, tls),
+                limits_of_board, reading, execute, lambda: ledger.has_gap, progress,
+                boarded, wrote, peers, fetcher, giver.give,
+                functools.partial(setattr, ledger, "synchronous"), lambda: ledger.origin,
                 Share(limits.applier_share_max, lambda: node.asked()).pace, clock, rng, log,
             )  # fmt: skip
             peers.is_hasty = role.is_cut_off
             await stack.enter_async_context(_background(peers.run()))
             await stack.enter_async_context(_background(gatherer.run()))
-            await stack.enter_async_context((as_master if is_master else as_replica)(parts, role))
+            await stack.enter_async_context(_background(roles.run(parts, role)))
+            await stack.enter_async_context(_background(failover.run()))
         if is_master:
             await stack.enter_async_context(
                 _background(_first_start(entry, catalog, settings, rng))

@@ -42,9 +42,9 @@ class SimBoard:
         await topics.arrange(admin, self._cluster, members, {}, {})
         self._topics = {name: n for name, (n, _) in topics.layout(self._cluster, members).items()}
 
-    def connect(self, name: str) -> "SimBoardClient":
-        """What the node of this name sees of it."""
-        return SimBoardClient(self, name, self.memory.connect(name))
+    def connect(self, name: str, principal: str = "") -> "SimBoardClient":
+        """What the node of this name sees of it as this principal; as itself, if none is given."""
+        return SimBoardClient(self, name, self.memory.connect(principal or name))
 
     @property
     def masters(self) -> str:

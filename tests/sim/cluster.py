@@ -22,6 +22,8 @@ LOOK_S = 0.05
 START_AGAIN_S = 1.0
 CHECK_S = 0.2
 """So often, at most, it is checked what shows without a commit."""
+STEADY = Limits(failover_ms=600_000)
+"""Slots keep their owners, whatever happens to these."""
 
 
 class Cluster:

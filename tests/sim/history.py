@@ -25,6 +25,8 @@ class Write(NamedTuple):
     """One committed write."""
 
     slot: str
+    owner: tuple[int, str]
+    """The epoch in which its master owned the slot, and that one's name."""
     at_s: float
     kind: int
     name: str
@@ -58,9 +60,10 @@ class History:
 
     def committed(self, node: "Node", command: Any, result: Any, before: Any, after: Any) -> None:
         """A command's writes are durable: those behind ``before``, up to ``after``."""
-        assert node.is_master, f"{node.name} is a replica, and writes"
         origin, last = after
         known = self.writes.setdefault(origin, [])
+        # What was queued when the slot changed hands is still carried out.
+        assert node.tenure.is_owner or known, f"{node.name} is a replica, and begins to write"
         first = before[1] if before and before[0] == origin else 0
         rows: Any = node.connection.execute(
             "SELECT oseq, kind, db, key, stamp FROM outbox WHERE origin = ? AND oseq > ?"
@@ -72,7 +75,11 @@ class History:
             name, generation = (database.name, database.generation) if database else ("", 0)
             rev, parent = made[key].pop(0) if made.get(key) else (None, None)
             at_s = node.cluster.loop.time()
-            write = Write(node.member.slot, at_s, kind, name, generation, key, rev, parent, stamp)
+            own = node.tenure.own
+            owner = (own.epoch if own is not None else 0, node.name)
+            write = Write(
+                node.member.slot, owner, at_s, kind, name, generation, key, rev, parent, stamp
+            )
             if len(known) != oseq - 1:
                 continue  # whom that belongs to is the business of ``OneOwner``
             known.append(write)
@@ -120,12 +127,12 @@ class History:
         """Everything."""
         return self.behind({}, {origin: len(known) for origin, known in self.writes.items()})
 
-    def before(self, moment_s: float) -> Iterator[tuple[int, int, str]]:
-        """(origin, last number, slot) of what was written before a moment."""
+    def before(self, moment_s: float) -> Iterator[tuple[int, int, Write]]:
+        """(origin, last number, that write) of what was written before a moment."""
         for origin, times in self._times.items():
             count = bisect_left(times, moment_s)
             if count:
-                yield origin, count, self.writes[origin][0].slot
+                yield origin, count, self.writes[origin][count - 1]
 
     def ancestors(self, place: Place, revs: set[str]) -> set[str]:
         """These revisions and all that they descend from."""

@@ -37,7 +37,7 @@ class Losses:
     def disk_lost(self, node: "Node") -> None:
         """Its disk was replaced; it is down."""
         self.disks += 1
-        if node.is_master:
+        if node.tenure.is_owner or node.is_master:
             self.slots.add(node.member.slot)
         self.look()
 

@@ -297,11 +297,14 @@ class SimLink:
     def __init__(self, network: Network, source: str, url: str, headers: Mapping[str, str]) -> None:
         self._network = network
         self._source = source
-        self._headers = [(n.encode(), v.encode()) for n, v in headers.items()]
+        self.set_headers(headers)
         self.set_url(url)
 
     def set_url(self, url: str) -> None:
         self._target = urlsplit(url).hostname or ""
+
+    def set_headers(self, headers: Mapping[str, str]) -> None:
+        self._headers = [(n.encode(), v.encode()) for n, v in headers.items()]
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", *, wait_s: float = 0.0,

@@ -6,17 +6,19 @@ sockets. ``start`` and ``crash`` may follow each other any number of times: the 
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from divandb import document
+from divandb import node as roles
 from divandb.attachments import pack
 from divandb.catalog import Catalog
 from divandb.clock import HybridClock
-from divandb.cluster import trust
+from divandb.cluster import topics, trust
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
+from divandb.cluster.failover import Failover
 from divandb.cluster.fetching import Fetcher, Giver
 from divandb.cluster.findings import Findings
 from divandb.cluster.needs import Needs
@@ -48,18 +50,19 @@ from divandb.httpd.peer_lane import PeerLane
 from divandb.httpd.services import Services
 from divandb.httpd.standing import Standing
 from divandb.master import Master
-from divandb.node import Parts, Role, as_master, as_replica
+from divandb.node import Parts, Role
 from divandb.replica import Replica
 from divandb.revtree import Attachment, parse_rev
 from divandb.server import TABLES, _Delivery, _result
 from divandb.settings import Settings
-from divandb.store import arrivals, documents, file, outbox, registers
+from divandb.store import arrivals, documents, file, outbox, registers, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.documents import Row
 from divandb.store.file import Disk
 from divandb.store.ledger import Changes, Ledger
 from divandb.store.upkeep import Upkeep, all_kept, tend
 from divandb.store.writer import Writer
+from divandb.tenure import Tenure
 from tests.sim import front
 from tests.sim.board import LIMITS
 from tests.sim.disk import VFS_NAME, Platter
@@ -114,7 +117,7 @@ class Told(Master):
         before = self._ledger.newest
         result = super().execute(command)
         after = self._ledger.newest
-        if after != before:
+        if after is not None and after != before:
             self._told.append((command, result, before, after))
         return result
 
@@ -232,15 +235,16 @@ class Node:
         self.peers.is_hasty = self.role.is_cut_off
         execute = parts.execute
         beating = asyncio.ensure_future(self.peers.run())
+        succeeding = asyncio.ensure_future(self.failover.run())
         verifying = asyncio.ensure_future(self.verifier.run())
         tending = asyncio.ensure_future(
             tend(self.upkeep, self._checkpointer, execute, self._offload, self.log)
         )
         try:
-            async with (as_master if self.is_master else as_replica)(parts, self.role):
-                await asyncio.Event().wait()
+            await roles.run(parts, self.role)
         finally:
             beating.cancel()
+            succeeding.cancel()
             verifying.cancel()
             tending.cancel()
 
@@ -397,11 +401,16 @@ class Node:
 
 def _parts(node: Node) -> Parts:
     return Parts(
-        config=node.config, board=node.cluster.board.connect(node.name), limits=LIMITS,
+        config=node.config, tenure=node.tenure,
+        open_board=lambda access: node.cluster.board.connect(node.name, access.principal),
+        limits=LIMITS,
         reading=node.reading,
         execute=lambda step, size_bytes: _result(node.writer.submit, step, size_bytes),
         has_gap=lambda: node.ledger.has_gap, progress=node.progress, boarded=node.boarded,
         wrote=node._wrote, peers=node.peers, fetcher=node.fetcher,
+        give=node.giver.give,
+        set_synchronous=functools.partial(setattr, node.ledger, "synchronous"),
+        own_origin=lambda: node.ledger.origin,
         pace=Share(1.0, lambda: 0).pace, clock=node.clock, rng=node.rng, log=node.log,
     )  # fmt: skip
 
@@ -415,7 +424,8 @@ def _config(node: Node, members: list[Member], revs_limit: int) -> Config:
     keys: Keys = trust.keys_of(SECRET, me.name, me.role, me.slot, is_master=node.is_master)
     return Config(
         data=node.folder, name=me.name, role=me.role, slot=me.slot, url=me.url, admin=ADMIN,
-        board=BoardAccess("sim", me.name, ""), keys=keys,
+        board=BoardAccess("sim", topics.principal_of(me), ""), keys=keys,
+        spare=trust.spare_of(SECRET, me),
         seeds=tuple(other for other in members if other.name != me.name),
         limits=dataclasses.replace(node.cluster.limits, revs_limit=revs_limit),
     )  # fmt: skip
@@ -439,9 +449,10 @@ def _open_reads(node: Node) -> None:
     node.replica = Replica(
         node.reading, node.catalog, node.identity.numbering, config.limits.feeds_max
     )
+    node.tenure = Tenure(config, succession.owners(node.reading))
     node.progress = Progress(
         dict(node.ledger.vector), node.ledger.slots(), node.clock,
-        config.slot if node.is_master else None,
+        config.slot if node.tenure.is_owner else None,
     )  # fmt: skip
     node.authenticator = Authenticator(
         node.catalog, node.replica, node.settings, node.clock, node.rng, node._offload,
@@ -468,10 +479,10 @@ def _open_writer(node: Node) -> None:
 
 def _open_peers(node: Node) -> None:
     config, limits, clock, log = node.config, node.config.limits, node.clock, node.log
-    network, token = node.cluster.network, trust.SCHEME + node.config.keys.token
+    network, token = node.cluster.network, trust.SCHEME + node.tenure.keys.token
     transport = SimTransport(network, node.name)
     node.peers = Peers(
-        config, node.progress,
+        config, node.tenure, node.progress,
         lambda url: SimLink(network, node.name, url, {"authorization": token}), clock, log,
     )  # fmt: skip
 
@@ -497,16 +508,22 @@ def _open_peers(node: Node) -> None:
 def _open_front(node: Node) -> None:
     config, limits = node.config, node.config.limits
     needs = Needs(node.progress, node.peers, node.fetcher.fetch, limits)
-    desk = None
-    submit: Callable[[Job], None]
-    if node.is_master:
-        desk = Desk(
-            node.writer.submit, config.slot, node.progress, node.boarded, node.peers,
-            needs, node.clock, limits,
-        )  # fmt: skip
-        submit = desk.submit
-    else:
-        submit = Courier(node.peers, node.clock, limits).submit
+    desk = Desk(
+        node.writer.submit, config.slot, node.progress, node.boarded, node.peers,
+        needs, node.clock, limits,
+    )  # fmt: skip
+    courier = Courier(node.peers, desk.submit, node.clock, limits)
+    desk.elsewhere = courier.submit
+
+    def submit(job: Job) -> None:
+        (desk if node.tenure.serves else courier).submit(job)
+
+    node.role = Role()
+    node.failover = Failover(
+        config, node.tenure, node.peers, node.progress, node.role, node.fetcher.fetch,
+        lambda step, size_bytes: _result(node.writer.submit, step, size_bytes), node.clock,
+        node.log,
+    )  # fmt: skip
     node.entry = Entry(
         submit, node.catalog, node.replica, node.hlc, node.rng, limits, node._offload,
         node.authenticator.password_settings, needs,
@@ -515,7 +532,6 @@ def _open_front(node: Node) -> None:
     node.standing = Standing(
         node.peers, node.progress, node.replica.contained, node.settings, limits
     )
-    node.role = Role()
     node.services = Services(
         config=config, limits=limits, cluster=node.identity.cluster, catalog=node.catalog,
         replica=node.replica, entry=node.entry, settings=node.settings,
@@ -525,7 +541,7 @@ def _open_front(node: Node) -> None:
         peers=node.peers, standing=node.standing, snapshots=node.shelf,
         forwarder=node.forwarder, witness=node.witness, verifier=node.verifier,
         give=node.giver.give,
-        carry_out=desk.submit if desk is not None else None, condition=dict,
+        carry_out=desk.submit, failover=node.failover, condition=dict,
         is_ready=lambda: True, numbers=dict,
     )  # fmt: skip
     node.app = App(node.services, TABLES)

@@ -445,8 +445,8 @@ def test_anti_entropy_that_is_off(court: Court, monkeypatch: pytest.MonkeyPatch)
 def test_a_watermark_of_this_run_alone(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner that was started again says nothing of what it wrote before."""
 
-    right = Progress._own
-    monkeypatch.setattr(Progress, "_own", lambda self: dict(list(right(self).items())[1:]))
+    right = Progress.written
+    monkeypatch.setattr(Progress, "written", lambda self: dict(list(right(self).items())[1:]))
     court.finds_in(
         test_reading.test_what_an_owner_wrote_before_it_was_started_again_counts,
         "found by LagIsNoLess",

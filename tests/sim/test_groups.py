@@ -14,7 +14,7 @@ from divandb.cluster import peers, topics
 from divandb.config import Limits
 from divandb.store import registers, snapshot
 from tests.sim.client import Answer, Client
-from tests.sim.cluster import Cluster
+from tests.sim.cluster import STEADY, Cluster
 from tests.sim.node import Node
 from tests.sim.world import Gone
 
@@ -150,7 +150,7 @@ def test_a_master_that_falls_silent_keeps_nobody_waiting(play: Play) -> None:
         assert m1.ledger.origin in m1.row("x", "last").document.context
         assert all(len(n.leaves("x", f"d{k}")) == 1 for n in c.nodes for k in range(40))
 
-    play(body, masters=2)
+    play(body, masters=2, limits=STEADY)
 
 
 def test_the_only_master_is_waited_for(play: Play) -> None:
@@ -350,7 +350,7 @@ def test_what_a_master_has_applied_and_not_passed_on_it_passes_on_later(play: Pl
         await c.until(lambda: replica.leaves("x", "d") == [rev], 10)
         c.heal()
 
-    play(body, masters=2)
+    play(body, masters=2, limits=STEADY)
 
 
 def test_a_write_that_is_visible_is_seen_on_every_live_node(play: Play) -> None:

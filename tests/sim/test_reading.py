@@ -9,7 +9,7 @@ import pytest
 from divandb.config import Limits
 from tests.sim.checkers import LagReturns
 from tests.sim.client import Client, Follower, Notebook
-from tests.sim.cluster import Cluster
+from tests.sim.cluster import STEADY, Cluster
 from tests.sim.node import Node
 
 Play = Callable[..., Any]
@@ -344,7 +344,7 @@ def test_trace_27_the_age_of_a_view_stays_small_when_an_owner_dies(play: Play) -
         await c.passes(2)
         assert all("divan-silent" not in dict(node.standing.age()) for node in c.nodes)
 
-    play(body, masters=3)
+    play(body, limits=STEADY, masters=3)
 
 
 def test_what_an_owner_wrote_before_it_was_started_again_counts(play: Play) -> None:

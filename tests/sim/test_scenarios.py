@@ -289,7 +289,7 @@ def test_a_message_vouches_only_for_what_it_carries(play: Callable[..., None]) -
         c.heal()
         await c.settled()
 
-    play(body)
+    play(body, replicas=0)
 
 
 def test_trace_13_an_event_of_another_version_is_kept_and_not_passed(

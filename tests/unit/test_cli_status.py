@@ -19,7 +19,7 @@ from divandb import datadir
 from divandb.cli import asking, divandb
 from divandb.cli import status as command
 from divandb.cli.asking import credentials_in
-from divandb.cli.status import collected, compare
+from divandb.cli.status import collected, compare, grouped
 from divandb.cli.tables import as_text, table
 from divandb.cluster import trust
 from divandb.cluster.snapshots import NOTE_NAME, PART_NAME
@@ -303,7 +303,27 @@ def three_by_three() -> dict[str, Any]:
     nodes += [node_of(f"{slot}-r{n}", "replica", slot, slots) for slot in slots for n in (1, 2, 3)]
     board = {**node_of("board", "board", "", []), "master": None}
     del board["vector"]
-    return {"url": "http://127.0.0.1:5984", "pid": 1, "nodes": [board, *nodes]}
+    groups = {slot: {"owner": slot, "epoch": 0, "up": 4, "members": 4} for slot in slots}
+    return {"url": "http://127.0.0.1:5984", "pid": 1, "nodes": [board, *nodes], "groups": groups}
+
+
+def test_a_group_that_lost_nodes_has_a_line() -> None:
+    found = three_by_three()
+    found["groups"]["m2"] |= {"owner": "m2-r1", "up": 1}
+    assert "\n\nm2: redundancy 1/4, owned by m2-r1" in as_text(found)
+
+
+def test_the_latest_owner_that_any_node_knows_is_the_groups_master() -> None:
+    slots = ["m1", "m2"]
+    nodes = [node_of(slot, "master", slot, slots) for slot in slots]
+    nodes.append({**node_of("m1-r1", "replica", "m1", slots), "master": "m1"})
+    nodes[0] |= {"up": False, "owners": {"m1": {"name": "m1", "epoch": 0, "confirmed": True}}}
+    nodes[2]["owners"] = {"m1": {"name": "m1-r1", "epoch": 1, "confirmed": False}}
+    groups = grouped(nodes)
+    assert groups == {"m1": {"owner": "m1-r1", "epoch": 1, "up": 1, "members": 2}}
+    assert [(node["role"], node["master"]) for node in nodes] == [
+        ("replica", "m1-r1"), ("master", None), ("master", None),
+    ]  # fmt: skip
 
 
 def test_thirteen_processes_fit_into_120_columns() -> None:
@@ -334,7 +354,7 @@ def test_what_fails_has_a_line_of_its_own() -> None:
     node["board"]["failing"] = "cannot be reached"
     node["board"]["reading"]["m2"]["failing"] = "403"
     node["silent"] = {"m2": 4321}
-    lines = as_text({"url": "u", "pid": 1, "nodes": [node]}).splitlines()
+    lines = as_text({"url": "u", "groups": {}, "pid": 1, "nodes": [node]}).splitlines()
     assert lines[-3:] == [
         "m1 cannot publish: cannot be reached",
         "m1 cannot read m2: 403",
@@ -350,14 +370,16 @@ def test_holes_and_alarms_have_lines_of_their_own_when_there_are_any() -> None:
         "missing_blobs": 0,
         "alarms": {"hlc_drift_ms_max": 0, "hlc_drift_events": 0, "damaged_blobs": 0},
     }
-    calm = as_text({"url": "u", "pid": 1, "nodes": [node]})
-    assert calm == as_text({"url": "u", "pid": 1, "nodes": [node_of("m1", "master", "m1", ["m1"])]})
+    calm = as_text({"url": "u", "groups": {}, "pid": 1, "nodes": [node]})
+    assert calm == as_text(
+        {"url": "u", "groups": {}, "pid": 1, "nodes": [node_of("m1", "master", "m1", ["m1"])]}
+    )
     node |= {
         "holes": {"count": 2, "reasons": ["event version 2, this node reads 1", "damaged event"]},
         "missing_blobs": 3,
         "alarms": {"hlc_drift_ms_max": 400_000, "hlc_drift_events": 5, "damaged_blobs": 1},
     }
-    lines = as_text({"url": "u", "pid": 1, "nodes": [node]}).splitlines()
+    lines = as_text({"url": "u", "groups": {}, "pid": 1, "nodes": [node]}).splitlines()
     assert lines[-5:] == [
         "m1 cannot apply 2 events: event version 2, this node reads 1; damaged event",
         "m1 lacks the bytes of 3 attachments",
@@ -369,7 +391,9 @@ def test_holes_and_alarms_have_lines_of_their_own_when_there_are_any() -> None:
 
 def test_many_masters_are_cut() -> None:
     slots = [f"m{number}" for number in range(1, 20)]
-    text = as_text({"url": "u", "pid": 1, "nodes": [node_of("m1", "master", "m1", slots)]})
+    text = as_text(
+        {"url": "u", "groups": {}, "pid": 1, "nodes": [node_of("m1", "master", "m1", slots)]}
+    )
     assert "…" in text
     assert text.index(" m9 ") < text.index(" m10 ")
 

@@ -12,6 +12,7 @@ from divandb.config import Config
 from divandb.node import Role
 from divandb.store import arrivals, outbox
 from divandb.telemetry import LineLog
+from divandb.tenure import Tenure
 from tests.stores import Store, edit
 
 
@@ -20,12 +21,14 @@ def inside(store: Store, **parts: Any) -> Inside:
     clock = store.clock
     config = Config(Path("unused"))
     progress = Progress({}, {}, clock, "m1")
-    peers = Peers(config, progress, lambda url: None, clock, LineLog("m1", clock))
+    tenure, log = Tenure(config, {}), LineLog("m1", clock)
+    tenure.serves = True
+    peers = Peers(config, tenure, progress, lambda url: None, clock, log)
     nothing = SimpleNamespace(missing=3, fetched=4, events=5, waiting_jobs=6)
     found: dict[str, Any] = {
         "config": config, "started_ms": 1_700_000_000_123, "progress": progress, "peers": peers,
         "role": Role(), "fetcher": nothing, "gatherer": nothing, "writer": nothing,
-        "shelf": SimpleNamespace(status=lambda: {"making": False}), "courier": None,
+        "shelf": SimpleNamespace(status=lambda: {"making": False}), "courier": nothing,
         "verifier": SimpleNamespace(status=lambda: {"open": 7}),
         "alarms": store.ledger.alarms, "reading": store.reader, "clock": clock,
     }  # fmt: skip
@@ -42,8 +45,11 @@ def test_a_calm_node(tmp_path: Path) -> None:
     assert said["snapshot"] == {"making": False}
     assert said["verify"] == {"open": 7}
     assert (said["forwarding_jobs"], said["outbox_rows"]) == (None, None)
-    courier = SimpleNamespace(waiting_jobs=7)
-    assert condition(inside(store, courier=courier))["forwarding_jobs"] == 7
+    assert (said["role"], said["serves"]) == ("master", True)
+    assert said["owners"] == {"m1": {"name": "m1", "epoch": 0, "confirmed": True}}
+    waiting = inside(store, courier=SimpleNamespace(waiting_jobs=7))
+    waiting.peers.tenure.serves = False
+    assert condition(waiting)["forwarding_jobs"] == 7
     store.close()
 
 

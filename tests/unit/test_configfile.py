@@ -81,6 +81,7 @@ def in_cluster(role: str = "replica", name: str = "m1-r1") -> NodeFile:
         admin='admin:a"b\\c',
         board=BoardAccess("http://h1:6984", name, PRINCIPAL),
         keys=keys,
+        spare=trust.spare_of(SECRET, Member(name, role, "m1", "")),
         tls=TLS,
         seeds=(Member("m2", "master", "m2", "http://h2:6987"),),
     )
@@ -284,7 +285,8 @@ def test_all_of_a_node_but_its_members_can_come_from_the_environment() -> None:
             if key == "members" and isinstance(value, list):
                 continue
             if isinstance(value, dict):
-                gather(value, f"{prefix}BOARD_" if key == "board" else prefix)
+                inner = f"{prefix}{key.upper()}_" if key in ("board", "spare") else prefix
+                gather(value, inner)
             else:
                 found[f"{prefix}{key.upper()}"] = str(value)
 
@@ -606,7 +608,7 @@ def keys_of(text: str) -> list[str]:
 
 
 def test_every_key_of_a_node_is_documented_with_its_variable() -> None:
-    keys = keys_of(node_text(in_cluster("master", "m1")))
+    keys = [*keys_of(node_text(in_cluster("master", "m1"))), "spare.masters"]
     variables = {key: f"DIVANDB_{key.removeprefix('keys.').replace('.', '_')}" for key in keys}
     expected = {key: variable.upper() for key, variable in variables.items()}
     assert documented("A node's") == expected

@@ -11,6 +11,7 @@ from divandb.cluster.peers import FAULTS_MAX, LEASE_LOOK_S, REACHED, Peers
 from divandb.cluster.progress import Progress
 from divandb.config import MASTER, REPLICA, Config, Limits, Member
 from divandb.link import LinkBroken, Reply
+from divandb.tenure import Tenure
 from tests.sim.world import SimLoop
 from tests.stores import StillClock
 
@@ -78,7 +79,10 @@ class Group:
             seeds=others, limits=Limits(),
         )  # fmt: skip
         progress = Progress({}, {}, self.clock, me.slot if me.role == MASTER else None)
-        self.peers = Peers(config, progress, lambda url: self.links[url], self.clock, self.log)
+        self.tenure = Tenure(config, {})
+        self.peers = Peers(
+            config, self.tenure, progress, lambda url: self.links[url], self.clock, self.log
+        )
 
     def beat(self) -> None:
         """One round of heartbeats."""
@@ -141,11 +145,20 @@ def test_a_request_renews_the_lease_of_who_runs() -> None:
         assert group.peers.lease_holds()
 
 
-def test_the_only_master_needs_no_lease() -> None:
-    """Nobody else writes: its view is never old, whether its replicas answer or not."""
-    group = Group(M1, REPLICA_1)
+def test_who_has_nobody_to_ask_needs_no_lease() -> None:
+    """Nobody else writes: its view is never old."""
+    group = Group(M1)
     group.clock.ms += LEASE_MS + 1
     assert group.peers.lease_holds()
+
+
+def test_the_only_master_may_have_been_replaced_by_a_replica_that_is_silent() -> None:
+    group = Group(M1, REPLICA_1)
+    assert not group.peers.lease_holds()
+    group.peers.answer(heartbeat(REPLICA_1))
+    assert group.peers.lease_holds()
+    group.clock.ms += LEASE_MS + 1
+    assert not group.peers.lease_holds()
 
 
 def test_who_does_not_ask_for_the_others_is_told_of_the_sender_alone() -> None:

@@ -18,6 +18,7 @@ from divandb.cli import boards, options, plan
 from divandb.cli.asking import ask
 from divandb.cli.folder import alone, board_of, running, tell
 from divandb.clock import Clock, SystemClock
+from divandb.cluster import trust
 from divandb.config import MASTER, REPLICA, BoardAccess, Member, TlsFiles, limits_from
 from divandb.configfile import BoardFile, NodeFile
 from divandb.datadir import ClusterRecord, DataDirError, NodeRecord, PlannedNode
@@ -228,7 +229,8 @@ def _of_files(data: Path, slot: str | None, place: _Place) -> NodeFile:
     file = _file(data, known, slot, place, access, port_min, tls)
     if board.cluster != file.config.keys.cluster or file.config.board is None:
         raise ValueError(f"{path} and {data / 'secret'} are of two clusters")
-    member = configfile.member_text(file.config.member, file.config.board.secret)
+    secrets = trust.board_secrets(datadir.read_secret(data), [file.config.member])
+    member = configfile.member_text(file.config.member, secrets)
     text = configfile.read_text(path).rstrip("\n")
     datadir.write_private(path, f"{text}\n\n{member}")
     return file

@@ -15,6 +15,7 @@ from divandb.cli import options
 from divandb.cli.boards import POOR, SILENT, WRONG
 from divandb.cli.run import one_line_errors
 from divandb.cli.tables import table
+from divandb.cluster.topics import principal_of
 from divandb.config import BoardAccess, Member
 from divandb.configfile import (
     BoardFile,
@@ -126,7 +127,11 @@ def _of_node(file: NodeFile, path: Path) -> tuple[KafkaFile, Positions]:
     nobody = BoardAccess(config.board.url, "", "", config.board.kafka)
     members: tuple[Member, ...] = (config.member, *config.seeds)
     found = KafkaFile(
-        nobody, config.keys.cluster, members, {config.name: config.board.secret}, settings
+        nobody,
+        config.keys.cluster,
+        members,
+        {principal_of(config.member): config.board.secret},
+        settings,
     )
     return found, {config.name: _positions(config.data)}
 

@@ -15,7 +15,7 @@ from divandb.cli import options
 from divandb.cli.asking import Asked, ask_all, basic, credentials_in
 from divandb.cli.tables import as_text
 from divandb.cluster import trust
-from divandb.config import REPLICA
+from divandb.config import MASTER, REPLICA
 from divandb.datadir import NodeRecord
 from divandb.joining import arriving
 
@@ -78,9 +78,8 @@ def _refusals(found: dict[str, Any]) -> list[str]:
 def collected(data: Path, url: str | None) -> dict[str, Any]:
     """``{"url", "pid", "nodes": […]}``; raises ``click.ClickException``."""
     try:
-        if url is None:
-            return asyncio.run(_of_folder(data))
-        return asyncio.run(_of_url(url))
+        found = asyncio.run(_of_folder(data) if url is None else _of_url(url))
+        return {**found, "groups": grouped(found["nodes"])}
     except (datadir.DataDirError, ValueError) as problem:
         raise click.ClickException(str(problem)) from None
 
@@ -93,6 +92,24 @@ def authorization_of(data: Path, url: str | None) -> str | None:
         return basic(credentials_in(url, os.environ.get("DIVANDB_ADMIN"))[1])
     except (datadir.DataDirError, ValueError) as problem:
         raise click.ClickException(str(problem)) from None
+
+
+def grouped(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each slot's owner and how many of its nodes answer; sets the nodes' roles by that."""
+    said = [(slot, one) for node in nodes for slot, one in node.get("owners", {}).items()]
+    groups: dict[str, dict[str, Any]] = {}
+    for slot, one in sorted(said, key=lambda pair: (pair[1]["epoch"], pair[1]["confirmed"])):
+        groups[slot] = {"owner": one["name"], "epoch": one["epoch"], "up": 0, "members": 0}
+    for node in nodes:
+        group = groups.get(node.get("slot") or node["master"] or node["name"])
+        if node["role"] == BOARD or group is None:
+            continue
+        is_owner = node["name"] == group["owner"]
+        node["role"] = MASTER if is_owner else REPLICA
+        node["master"] = None if is_owner else group["owner"]
+        group["members"] += 1
+        group["up"] += bool(node["up"])
+    return dict(sorted(groups.items(), key=lambda pair: (len(pair[0]), pair[0])))
 
 
 def compare(nodes: list[dict[str, Any]]) -> None:

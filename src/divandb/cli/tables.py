@@ -20,7 +20,14 @@ def as_text(found: dict[str, Any]) -> str:
     if told:
         names = ("NAME", "LAG MS", *slots, "QUEUE", "SHARE", "BOARD NEXT/END")
         parts.append(f"{BEHIND}\n{table([names, *(_content(node, slots) for node in told)])}")
-    return "\n\n".join([*parts, *notes(nodes)])
+    short = [line for slot, one in found["groups"].items() for line in _short(slot, one)]
+    return "\n\n".join([*parts, *short, *notes(nodes)])
+
+
+def _short(slot: str, group: dict[str, Any]) -> Iterator[str]:
+    """Of a group that has lost nodes."""
+    if group["up"] < group["members"]:
+        yield f"{slot}: redundancy {group['up']}/{group['members']}, owned by {group['owner']}"
 
 
 def _sum(nodes: list[dict[str, Any]]) -> str:

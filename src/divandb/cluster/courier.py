@@ -2,12 +2,15 @@
 
 What comes in while requests are under way shares the next one. A master that cannot be reached is
 passed over at once, one that is silent soon: when a request takes long it is asked whether it is
-there. The closest live one stands in until the slot's own is heard of again. An attempt that may
-have been carried out is repeated as a repeat (Rule 5), so that it does what once would have done.
+there. The closest live one stands in until the slot's own is heard of again. With none alive they
+wait, bounded, for one that takes over, which may be this node itself. An attempt that may have been
+carried out is repeated as a repeat (Rule 5), so that it does what once would have done.
 """
 
 import asyncio
+import functools
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -44,8 +47,12 @@ class _Attempt(NamedTuple):
 class Courier:
     """Takes jobs as the writer does; a master carries them out."""
 
-    def __init__(self, peers: Peers, clock: Clock, limits: Limits) -> None:
+    def __init__(
+        self, peers: Peers, here: Callable[[Job], None], clock: Clock, limits: Limits
+    ) -> None:
+        """``here`` carries jobs out at this node, while it accepts writes."""
         self._peers = peers
+        self._here = here
         self._clock = clock
         self._limits = limits
         self._jobs: deque[Job] = deque()
@@ -110,6 +117,9 @@ class Courier:
         until = self._clock.monotonic() + self._limits.forward_wait_ms_max / 1000
         passed: set[str] = set()
         while True:
+            if self._peers.tenure.serves:
+                await self._carry_out_here(jobs)
+                return
             peer = next((p for p in self._peers.writers() if p.member.name not in passed), None)
             if peer is None:
                 if self._clock.monotonic() > until:
@@ -131,6 +141,23 @@ class Courier:
                 continue
             _settle(jobs, reply)
             return
+
+    async def _carry_out_here(self, jobs: list[Job]) -> None:
+        left = len(jobs)
+        all_done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(job: Job, made: Job) -> None:
+            nonlocal left
+            job.result, job.written, job.slot = made.result, made.written, made.slot
+            job.reached, job.visible = made.reached, made.visible
+            left -= 1
+            if not left and not all_done.done():
+                all_done.set_result(None)
+
+        for job in jobs:
+            settle = functools.partial(done, job)
+            self._here(Job(job.command, job.size_bytes, settle, None, job.needs, job.concern))
+        await all_done
 
     async def _ask(self, peer: Peer, jobs: list[Job], until: float) -> Reply:
         orders = [Order(job.command, dict(job.needs), job.concern) for job in jobs]

@@ -41,6 +41,8 @@ class Desk:
         """``boarded`` is what is on the Masters' Board of this node's own writes; ``None``: there
         is no board.
         """
+        self.elsewhere: Callable[[Job], None] = submit
+        """Where jobs go that come when the slot has just changed hands."""
         self._submit = submit
         self._slot = slot
         self._progress = progress
@@ -68,6 +70,9 @@ class Desk:
     async def _carefully(self, job: Job) -> None:
         try:
             await self._await_session(job)
+            if not self._peers.tenure.serves:
+                self.elsewhere(job)
+                return
             await self._carry_out(job)
             if not isinstance(job.result, Exception):
                 await self._await_concern(job)

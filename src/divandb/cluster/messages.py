@@ -3,6 +3,8 @@
     POST /_divan/heartbeat   Heartbeat → Heartbeat
     POST /_divan/commands    [Order, …] → [Answer, …], in their order
     POST /_divan/reached     Question → Reached
+    POST /_divan/grant       Candidacy → Grant
+    POST /_divan/leave       Candidacy → Left
     POST /_divan/beyond      a vector → frames of Write Events, the last an ``End``
 
 A frame is ``length: u32`` little-endian and so many bytes; the highest bit of the length marks the
@@ -18,8 +20,10 @@ import msgspec
 from divandb import errors
 from divandb.cluster.progress import Watermark
 from divandb.commands import Command, Concern
+from divandb.config import Spare
 from divandb.errors import DivanError
 from divandb.store.catchup import End
+from divandb.tenure import Owner
 from divandb.vector import Vector
 
 PREFIX = "/_divan"
@@ -53,6 +57,8 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     """The sender first; the others only now and then."""
     asks: bool = False
     """Is the answer to name the others, too?"""
+    owners: dict[str, Owner] = {}
+    """Of each slot, as far as the sender knows."""
 
 
 class Order(msgspec.Struct, array_like=True):
@@ -98,6 +104,30 @@ class Reached(msgspec.Struct, frozen=True, array_like=True):
     yes: bool
 
 
+class Candidacy(msgspec.Struct, frozen=True, array_like=True):
+    """May the sender take over its slot?"""
+
+    epoch: int
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True):
+    """It may, or why not."""
+
+    refusal: str
+    """Empty: it may."""
+    spare: Spare | None = None
+    """What an owner shows."""
+
+
+class Left(msgspec.Struct, frozen=True, array_like=True):
+    """The slot's owner has stopped to accept writes, for the sender of the request to go on."""
+
+    vector: dict[int, int]
+    """What it contains."""
+    spare: Spare | None = None
+    """What an owner shows."""
+
+
 _encode = msgspec.msgpack.Encoder(enc_hook=lambda value: _builtin(value)).encode
 decode_heartbeat = msgspec.msgpack.Decoder(Heartbeat).decode
 decode_orders = msgspec.msgpack.Decoder(list[Order]).decode
@@ -105,6 +135,9 @@ decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 decode_question = msgspec.msgpack.Decoder(Question).decode
 decode_reached = msgspec.msgpack.Decoder(Reached).decode
 decode_vector = msgspec.msgpack.Decoder(dict[int, int]).decode
+decode_candidacy = msgspec.msgpack.Decoder(Candidacy).decode
+decode_grant = msgspec.msgpack.Decoder(Grant).decode
+decode_left = msgspec.msgpack.Decoder(Left).decode
 decode_end = msgspec.msgpack.Decoder(End).decode
 
 

@@ -1,14 +1,16 @@
 """Who is there, and what they contain: heartbeats on peer links.
 
-Masters exchange heartbeats with each other, a replica with its master (with all, while its own is
-silent). A heartbeat carries the sender's vector, load, lag and watermarks, and whom it has heard
-of: so nodes learn of new members, of their addresses after a restart, and of those that are gone.
+Masters exchange heartbeats with each other, a replica with its master (with all masters and its
+group, while its own is silent). A heartbeat carries the sender's vector, load, lag and watermarks,
+who owns which slot, and whom it has heard of: so nodes learn of new members, of their addresses
+after a restart, and of those that are gone.
 
 ``Missing`` decides when to ask a peer for what the board does not bring (anti-entropy).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+import math
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -16,10 +18,13 @@ import msgspec
 from divandb.clock import Clock
 from divandb.cluster import messages
 from divandb.cluster.messages import Heartbeat, Seen
-from divandb.cluster.progress import Progress
-from divandb.config import MASTER, Config, Member
+from divandb.cluster.progress import Progress, Watermark
+from divandb.cluster.suspicion import LEVEL, Suspicion
+from divandb.cluster.trust import SCHEME
+from divandb.config import MASTER, REPLICA, Config, Member
 from divandb.link import LinkBroken, Reply
 from divandb.telemetry import Log
+from divandb.tenure import Tenure, is_same
 from divandb.vector import Vector, covers
 
 MESSAGE_BYTES_MAX = 4 * 2**20
@@ -28,6 +33,8 @@ LEASE_LOOK_S = 0.1
 """So often it is looked whether a node that says nothing has lost its lease."""
 REACHED = f"{messages.PREFIX}/reached"
 HEARTBEAT = f"{messages.PREFIX}/heartbeat"
+MISSED_MAX = 2
+"""After so many beats without an answer of its master, a replica asks its group, too."""
 FAULTS_MAX = 8
 """Different ones that are logged until a node answers again."""
 NAMES_EVERY = 4
@@ -52,6 +59,10 @@ class Link(Protocol):
 
     def set_url(self, url: str) -> None:
         """The node is elsewhere now."""
+        ...
+
+    def set_headers(self, headers: Mapping[str, str]) -> None:
+        """What goes with every request from now on."""
         ...
 
     async def close(self) -> None:
@@ -88,8 +99,12 @@ class Missing:
 class Peer:
     """Another node, as this one knows it."""
 
-    def __init__(self, member: Member, link: Link) -> None:
+    def __init__(self, member: Member, link: Link, pause_s: float) -> None:
+        """``pause_s`` is what is to be expected between two signs of life."""
         self.member = member
+        self.suspicion = Suspicion(pause_s)
+        self.missed = 0
+        """Beats since the last answer at which one was still awaited, or had failed."""
         self.link = link
         self.started_ms = 0
         self.heard: float | None = None
@@ -120,14 +135,18 @@ class Peers:
     def __init__(
         self,
         config: Config,
+        tenure: Tenure,
         progress: Progress,
         make_link: Callable[[str], Link],
         clock: Clock,
         log: Log,
     ) -> None:
         self._config = config
+        self.tenure = tenure
         self._progress = progress
         self._make_link = make_link
+        self._shown = tenure.keys.token
+        tenure.changed = progress.forget
         self._clock = clock
         self._log = log
         self._started_ms = clock.wall_ms()
@@ -138,11 +157,12 @@ class Peers:
         """Is the board known to bring nothing just now?"""
         self.fetch: Callable[[Peer], Awaitable[object]] | None = None
         """Catches up from a peer."""
-        self.renewed = clock.monotonic()
+        self.renewed = -math.inf
         """As of when some other node is known to have answered, or asked."""
-        self._awake = (self.renewed, self.renewed)
+        self._awake = (clock.monotonic(), clock.monotonic())
         """The last two moments at which heartbeats were due and this process ran."""
         self._fetching: asyncio.Task[None] | None = None
+        self._began = clock.monotonic()
         for member in config.seeds:
             self._take(member, 0, None)
 
@@ -158,7 +178,7 @@ class Peers:
 
     def masters(self) -> list[Peer]:
         """The other masters that live, the closest first."""
-        found = [p for p in self.all() if p.member.role == MASTER and self.is_live(p)]
+        found = [p for p in self.all() if self.tenure.owns(p.member) and self.is_live(p)]
         return sorted(found, key=lambda peer: (peer.rtt_s, peer.member.name))
 
     def is_silent(self, peer: Peer) -> bool:
@@ -185,11 +205,28 @@ class Peers:
         return masters + [p for p in self.all() if self.is_live(p) and p not in masters]
 
     def master_of(self, slot: str) -> Peer | None:
-        """The slot's master, whether it lives or not."""
-        for peer in self.all():
-            if peer.member.role == MASTER and peer.member.slot == slot:
-                return peer
-        return None
+        """The slot's master, whether it lives or not; ``None`` also if that is this node."""
+        return self._known.get(self.tenure.owner_of(slot) or "")
+
+    def find(self, name: str) -> Peer | None:
+        """The other member of this name, if it was ever heard of."""
+        return self._known.get(name)
+
+    def group(self) -> list[Peer]:
+        """The other members of this node's slot."""
+        return [peer for peer in self.all() if peer.member.slot == self._config.slot]
+
+    def is_gone(self, peer: Peer, silence_s: float) -> bool:
+        """Has nobody heard of it for so long, and can that hardly be because it is slow?
+
+        A process that was stopped itself has missed few beats, however much time has passed.
+        """
+        now = self._clock.monotonic()
+        age_s = now - peer.heard if peer.heard is not None else now - self._began
+        beats = silence_s * 1000 / self._config.limits.heartbeat_ms
+        if age_s < silence_s or peer.missed < beats / 2:
+            return False
+        return peer.refuses or peer.heard is None or peer.suspicion.level(now) >= LEVEL
 
     def having(self, needs: Vector, slots: Iterable[str] = ()) -> Peer | None:
         """A live node that contains this, as far as is known; else a live owner of the slots."""
@@ -203,8 +240,10 @@ class Peers:
 
     def lease_holds(self) -> bool:
         """Has anybody answered us lately? True for who has nobody to ask: it is the only master."""
-        age_s = self._clock.monotonic() - self.renewed
-        return age_s < self._config.limits.lease_ms / 1000 or not self._targets()
+        limits, age_s = self._config.limits, self._clock.monotonic() - self.renewed
+        # A slot is not taken over before its owner has been silent for so long.
+        owner_ms = limits.failover_ms if self.tenure.is_owner else limits.lease_ms
+        return age_s < min(limits.lease_ms, owner_ms) / 1000 or not self._targets()
 
     def _take(self, member: Member, started_ms: int, heard: float | None) -> Peer | None:
         if member.name == self._config.name:
@@ -213,8 +252,10 @@ class Peers:
         if peer is None:
             if len(self._known) >= MEMBERS_MAX:
                 return None
-            peer = Peer(member, self._make_link(member.url))
+            pause_s = self._config.limits.heartbeat_ms / 1000
+            peer = Peer(member, self._make_link(member.url), pause_s)
             self._known[member.name] = peer
+            self.tenure.expect(member)
             if member.role == MASTER:
                 self._progress.expect(member.slot)
         elif started_ms > peer.started_ms and member != peer.member:
@@ -225,6 +266,7 @@ class Peers:
         peer.started_ms = max(peer.started_ms, started_ms)
         if heard is not None and (peer.heard is None or heard > peer.heard):
             peer.heard = heard
+            peer.suspicion.heard(heard)
         return peer
 
     # Heartbeats
@@ -238,6 +280,7 @@ class Peers:
             while True:
                 self._awake = (self._awake[1], self._clock.monotonic())
                 for peer in self._targets():
+                    peer.missed += peer.asked is not None or peer.refuses
                     self.probe(peer)
                 due = max(due + interval_s, loop.time())
                 await asyncio.sleep(due - loop.time())
@@ -255,39 +298,56 @@ class Peers:
             peer.beating.add_done_callback(lambda _: peer.note_answer())
 
     def _targets(self) -> list[Peer]:
-        masters = [peer for peer in self.all() if peer.member.role == MASTER]
-        if self._config.role == MASTER:
-            return masters
+        masters = [peer for peer in self.all() if self.tenure.owns(peer.member)]
+        if self.tenure.is_owner:
+            # Who says nothing may take itself for the owner, and has to hear that it is not.
+            return masters + [peer for peer in self.group() if not self.is_known(peer)]
         own = self.master_of(self._config.slot)
-        return [own] if own is not None and self.is_live(own) else masters
+        if own is not None and self.is_live(own) and own.missed < MISSED_MAX:
+            return [own]
+        # Somebody has to take over its slot: who of the group is there, and what do they contain?
+        return masters + [peer for peer in self.group() if peer not in masters]
 
     async def _beat(self, peer: Peer, *, names_all: bool = False) -> None:
         sent = self._clock.monotonic()
         peer.beats += 1
         try:
+            self._show_credential()
+            own = self.master_of(self._config.slot)
             names_all = names_all or peer.beats % NAMES_EVERY == 0
+            names_all = names_all or (own is not None and own.missed >= MISSED_MAX)
             saying = messages.encode(self.said(names_all=names_all))
-            reply = await peer.link.ask(
-                "POST", HEARTBEAT, saying,
-                wait_s=0.0, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
-            )  # fmt: skip
+            # What hangs on a link that was cut must not keep the next one from going out.
+            async with asyncio.timeout(self._config.limits.lease_ms / 1000):
+                reply = await peer.link.ask(
+                    "POST", HEARTBEAT, saying,
+                    wait_s=0.0, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
+                )  # fmt: skip
             if reply.status != 200:
                 raise LinkBroken(f"answered {reply.status}", sent=True)
             told = messages.decode_heartbeat(reply.body)
-        except (LinkBroken, msgspec.MsgspecError) as fault:
-            self._tell(peer, str(fault))
+        except (LinkBroken, TimeoutError, msgspec.MsgspecError) as fault:
+            self._tell(peer, str(fault) or "gave no answer in time")
             peer.refuses = True
             return
         now = self._clock.monotonic()
         # No later: an answer may have lain unread for long, while this process was stopped.
         self.renewed = max(self.renewed, sent)
         peer.refuses = False
+        peer.missed = 0
         peer.faults.clear()
         took_s = now - sent
         peer.rtt_s = took_s if not peer.rtt_s else peer.rtt_s * 0.8 + took_s * 0.2
-        self._progress.heard(told.marks, sent)
         self._learn(told, sent)
+        self._progress.heard([one for one in told.marks if self._is_of_owner(one, told)], sent)
         self._look_for_gaps(peer, now)
+
+    def _is_of_owner(self, mark: Watermark, told: Heartbeat) -> bool:
+        """Do both nodes take the same one for the slot's owner? Another's word says nothing of what
+        this one has written.
+        """
+        here, there = self.tenure.owners.get(mark.slot), told.owners.get(mark.slot)
+        return here is not None and there is not None and is_same(here, there)
 
     def _tell(self, peer: Peer, fault: str) -> None:
         if fault not in peer.faults and len(peer.faults) < FAULTS_MAX:
@@ -297,17 +357,19 @@ class Peers:
     def said(self, *, names_all: bool = True) -> Heartbeat:
         """What this node says of itself and, with ``names_all``, of others."""
         now = self._clock.monotonic()
-        me = self._config.member
+        me = self.tenure.member
         seen = [Seen(me.name, me.role, me.slot, me.url, self._started_ms, 0.0)]
         for peer in self.all() if names_all else ():
             if peer.heard is not None:
                 m, age_ms = peer.member, (now - peer.heard) * 1000
-                seen.append(Seen(m.name, m.role, m.slot, m.url, peer.started_ms, age_ms))
+                role = MASTER if self.tenure.owns(m) else REPLICA
+                seen.append(Seen(m.name, role, m.slot, m.url, peer.started_ms, age_ms))
         marks = self._progress.watermarks()
         lag_ms, _ = self._progress.lag(self._config.limits.silent_slot_ms)
         vector = dict(self._progress.vector)
         slots = self._progress.slots if names_all else {}
-        return Heartbeat(vector, slots, self.load_ms, lag_ms, marks, seen, names_all)
+        owners = self.tenure.owners
+        return Heartbeat(vector, slots, self.load_ms, lag_ms, marks, seen, names_all, owners)
 
     def answer(self, told: Heartbeat) -> Heartbeat:
         """Another node's heartbeat: take note of it, and say ours; of others only if it asks.
@@ -315,25 +377,39 @@ class Peers:
         Nobody knows when it was sent. What came while this process was stopped is read at once when
         it goes on: so it counts as of a moment at which this process ran, and read what there was.
         """
-        self.renewed = max(self.renewed, self._awake[0])
         now = self._clock.monotonic()
-        self._learn(told, now)
-        peer = self._known.get(told.members[0].name) if told.members else None
-        if peer is not None and peer.member.slot == self._config.slot:
-            # A master whose disk was replaced finds at its replicas what it wrote before.
+        self.renewed = max(self.renewed, self._awake[0])
+        peer = self._learn(told, now)
+        if peer is not None and peer.member.slot == self._config.slot and self.tenure.is_owner:
+            # An owner that has returned may hold writes that nobody else has; an owner whose
+            # disk was replaced finds at its group what it wrote before.
             self._look_for_gaps(peer, now)
         return self.said(names_all=told.asks)
 
-    def _learn(self, told: Heartbeat, as_of: float) -> None:
+    def _learn(self, told: Heartbeat, as_of: float) -> Peer | None:
+        """Believe what was told; the node that told it."""
         self._progress.slots.update(told.slots)
         # A replica speaks for itself alone.
         said = told.members[:MEMBERS_MAX]
-        believed = said if said and said[0].role == MASTER else said[:1]
-        for index, seen in enumerate(believed):
+        is_master = bool(said) and said[0].role == MASTER
+        if is_master:
+            self.tenure.learn(told.owners)
+        teller = None
+        for index, seen in enumerate(said if is_master else said[:1]):
             member = Member(seen.name, seen.role, seen.slot, seen.url)
             peer = self._take(member, seen.started_ms, as_of - seen.age_ms / 1000)
             if index == 0 and peer is not None:
                 peer.vector, peer.load_ms, peer.lag_ms = told.vector, told.load_ms, told.lag_ms
+                teller = peer
+        return teller
+
+    def _show_credential(self) -> None:
+        """Other nodes see the role that this one has now."""
+        token = self.tenure.keys.token
+        if token != self._shown:
+            self._shown = token
+            for peer in self.all():
+                peer.link.set_headers({"authorization": SCHEME + token})
 
     # Anti-entropy
 
@@ -389,7 +465,8 @@ class Peers:
         if self.is_known(peer):
             return True
         apart = [other for other in self.all() if other is not peer and not self.is_known(other)]
-        return any(MASTER in (peer.member.role, other.member.role) for other in apart)
+        owns = self.tenure.owns
+        return any(owns(peer.member) or owns(other.member) for other in apart)
 
     async def _shows(self, peer: Peer, written: Vector, within_s: float) -> bool:
         """Is it seen to have been applied there, before the node's lease has run out?"""

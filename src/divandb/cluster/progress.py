@@ -98,6 +98,19 @@ class Progress(Reach):
         self._clock = clock
         self._slots: dict[str, _Slot] = {}
 
+    def forget(self, name: str) -> None:
+        """The slot has another owner, of whose writes nobody has said anything yet."""
+        slot = self._slots.get(name)
+        if slot is not None:
+            slot.as_of, slot.mark = None, {}
+            slot.ahead.clear()
+
+    def own(self, slot: str, is_own: bool) -> None:
+        """This node owns the slot from now on, or no longer."""
+        self._own_slot = slot if is_own else None
+        self._slots.pop(slot, None)
+        self.expect(slot)
+
     def advance(self, vector: Vector) -> None:
         """A commit has moved the vector."""
         super().advance(vector)
@@ -145,7 +158,7 @@ class Progress(Reach):
         now = self._clock.monotonic()
         said = []
         if self._own_slot is not None:
-            said.append(Watermark(self._own_slot, self._own(), 0.0))
+            said.append(Watermark(self._own_slot, self.written(), 0.0))
         for name, slot in self._slots.items():
             known = list(slot.ahead)[-1:]
             if not known and slot.as_of is not None:
@@ -153,8 +166,10 @@ class Progress(Reach):
             said += [Watermark(name, wrote, (now - as_of) * 1000) for as_of, wrote in known]
         return said
 
-    def _own(self) -> dict[int, int]:
-        """What this node's slot has written, as far as clients may have heard of it."""
+    def written(self) -> dict[int, int]:
+        """What the slot that this node owns has written, in all its origins, as far as clients may
+        have heard of it.
+        """
         slots = self.slots
         return {o: oseq for o, oseq in self.vector.items() if slots.get(o) == self._own_slot}
 

@@ -43,6 +43,19 @@ class Relay:
         """What may be stored in place of ``position``: how far its partition was passed on."""
         return self._passed_on.get((position.topic, position.partition), position)
 
+    @property
+    def waits(self) -> bool:
+        """Is something still to be passed on?"""
+        return bool(self._queue)
+
+    def places(self) -> list[Position]:
+        """How far each partition was passed on."""
+        return list(self._passed_on.values())
+
+    async def say(self, message: bytes) -> None:
+        """Publish a message of this master's own behind what was passed on so far."""
+        await self._send([message])
+
     def begin(self, position: Position) -> None:
         """This partition is read from here on."""
         self._passed_on[(position.topic, position.partition)] = position

@@ -6,6 +6,9 @@
 
 A slot's number is its partition: ``m1`` has partition 0.
 
+On the boards the owner of a slot is called as the slot is, and a replica as its node is. The node
+that is called as its slot is goes by ``m1-r0`` there once another node owns the slot.
+
 An operator may let others than nodes read the Masters' Event Board: its *readers*, who may do
 nothing else on any board.
 """
@@ -15,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from divandb.board.base import PRINCIPAL_NAME, Access, Right
-from divandb.config import MASTER, REPLICA, Member
+from divandb.config import MASTER, Member
 
 _SLOT = re.compile(r"m([1-9][0-9]{0,2})")
 _NODE = re.compile(rf"{_SLOT.pattern}(-r[0-9]+)?")
@@ -29,6 +32,11 @@ def partition_of(slot: str) -> int:
     if match is None:
         raise ValueError(f"{slot!r} is no slot: they are called m1, m2, …")
     return int(match[1]) - 1
+
+
+def is_slot(name: str) -> bool:
+    """Is a slot called so?"""
+    return _SLOT.fullmatch(name) is not None
 
 
 def masters(cluster: str) -> str:
@@ -48,7 +56,17 @@ def claims(cluster: str) -> str:
 
 def principal_of(member: Member) -> str:
     """Who a node is on the boards: a slot's principal has the slot's name, whoever holds it."""
-    return member.slot if member.role == MASTER else member.name
+    return member.slot if member.role == MASTER else principal_as_replica(member)
+
+
+def principal_as_replica(member: Member) -> str:
+    """Who it is there while it does not own its slot."""
+    return member.name if member.name != member.slot else f"{member.slot}-r0"
+
+
+def principals_of(member: Member) -> tuple[str, str]:
+    """Who it is or may become."""
+    return member.slot, principal_as_replica(member)
 
 
 def check_reader(name: str, taken: Iterable[str]) -> None:
@@ -74,12 +92,10 @@ def layout(
         )
     }
     for slot in slots:
-        readers = [one.name for one in known if one.role == REPLICA and one.slot == slot]
-        found[replicas(cluster, slot)] = (
-            1,
-            {slot: _BOTH, **dict.fromkeys(readers, _READ)},
-        )
-    found[claims(cluster)] = (1, dict.fromkeys(map(principal_of, known), _BOTH))
+        group = [principal_as_replica(one) for one in known if one.slot == slot]
+        found[replicas(cluster, slot)] = (1, {slot: _BOTH, **dict.fromkeys(group, _READ)})
+    everybody = [principal for one in known for principal in principals_of(one)]
+    found[claims(cluster)] = (1, dict.fromkeys(everybody, _BOTH))
     return found
 
 

@@ -38,7 +38,7 @@ from divandb.cluster.proving import (
 )
 from divandb.cluster.scanner import Scanner
 from divandb.cluster.witness import STATES_MAX, reader
-from divandb.config import MASTER, Config
+from divandb.config import Config
 from divandb.errors import Busy
 from divandb.link import LinkBroken
 from divandb.store import changes, mending, proofs
@@ -194,13 +194,14 @@ class Verifier:
     def _partners(self) -> list[Peer]:
         """Live nodes that this one compares itself with."""
         masters, slot = self._peers.masters(), self._config.slot
-        if self._config.role != MASTER:
+        tenure = self._peers.tenure
+        if not tenure.is_owner:
             own = [peer for peer in masters if peer.member.slot == slot]
             return own or masters[:1]
         return masters + [
             peer
             for peer in self._peers.live()
-            if peer.member.role != MASTER and peer.member.slot == slot
+            if peer.member.slot == slot and not tenure.owns(peer.member)
         ]
 
     # Comparing
@@ -457,7 +458,7 @@ class Verifier:
         run = self._run
         return {
             "name": self._config.name,
-            "role": self._config.role,
+            "role": self._peers.tenure.role,
             "run": run.number,
             "step": run.step,
             "running": run.running,

@@ -117,7 +117,7 @@ class App:
         self, scope: Scope, receive: Receive, authorization: str, answering: "_Answering"
     ) -> None:
         """A request of another node: it is nobody but to the routes for nodes."""
-        holder = trust.holder(self._services.config.keys, authorization)
+        holder = trust.holder(self._services.peers.tenure.keys, authorization)
         if holder is None:
             raise Unauthorized("This is no credential of this cluster.")
         scope["divan.services"] = self._services

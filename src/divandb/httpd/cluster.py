@@ -7,18 +7,19 @@ from starlette.responses import Response
 
 from divandb.auth import policy
 from divandb.cluster import messages
+from divandb.cluster.messages import Candidacy
 from divandb.errors import BadRequest, NotFound
 from divandb.httpd import respond
 from divandb.httpd.call import Call, RouteTable, whole
 
 FRAMES = "application/vnd.divandb.frames"
+MESSAGE = "application/msgpack"
 EVENT = "application/vnd.divandb.event"
 
 
 async def status(call: Call) -> Response:
     """``GET /_divan/status``: this node, as `divandb status` shows it. For admins and nodes."""
-    if not call.is_from_peer:
-        policy.check_server_admin(call.user)
+    _check_operator(call)
     return respond.json(call.services.condition())
 
 
@@ -30,6 +31,58 @@ async def beyond(call: Call) -> Response:
     except msgspec.MsgspecError:
         raise BadRequest("The body must be a vector in MessagePack.") from None
     return respond.stream(call.services.give(vector), FRAMES)
+
+
+async def grant(call: Call) -> Response:
+    """``POST /_divan/grant``: may the node that asks take over its slot? For nodes."""
+    asked = await _candidacy(call)
+    return _message(call.services.failover.grant(call.peer(), asked.epoch))
+
+
+async def leave(call: Call) -> Response:
+    """``POST /_divan/leave``: the slot's owner accepts no more writes, so that the node that asks
+    may go on. For nodes of its group.
+    """
+    await _candidacy(call)
+    return _message(await call.services.failover.leave(call.peer()))
+
+
+async def promote(call: Call) -> Response:
+    """``POST /_divan/promote``: this node takes its slot over. For admins and nodes."""
+    _check_operator(call)
+    epoch = await call.services.failover.promote()
+    return respond.json({"ok": True, "owner": call.services.config.name, "epoch": epoch})
+
+
+async def demote(call: Call) -> Response:
+    """``POST /_divan/demote``: another node of the group takes this one's slot over. For admins."""
+    _check_operator(call)
+    owner = await call.services.failover.demote()
+    return respond.json({"ok": True, "owner": owner})
+
+
+async def receipts(call: Call) -> Response:
+    """``GET /_divan/receipts``: writes that came back with former owners. For admins."""
+    _check_operator(call)
+    rows = b",\n".join(call.services.replica.receipts())
+    return Response(b'{"receipts":[%b]}\n' % rows, media_type="application/json")
+
+
+def _check_operator(call: Call) -> None:
+    if not call.is_from_peer:
+        policy.check_server_admin(call.user)
+
+
+async def _candidacy(call: Call) -> Candidacy:
+    call.peer()
+    try:
+        return messages.decode_candidacy(await call.body())
+    except msgspec.MsgspecError:
+        raise BadRequest("The body must be a candidacy in MessagePack.") from None
+
+
+def _message(value: object) -> Response:
+    return Response(messages.encode(value), media_type=MESSAGE)
 
 
 async def blob(call: Call) -> Response:
@@ -47,5 +100,10 @@ async def blob(call: Call) -> Response:
 ROUTES: RouteTable = [
     ("/_divan/status", {"GET": status}),
     ("/_divan/beyond", {"POST": beyond}),
+    ("/_divan/grant", {"POST": grant}),
+    ("/_divan/leave", {"POST": leave}),
+    ("/_divan/promote", {"POST": promote}),
+    ("/_divan/demote", {"POST": demote}),
+    ("/_divan/receipts", {"GET": receipts}),
     ("/_divan/blob/{hex}/{chunk}", {"GET": blob}),
 ]

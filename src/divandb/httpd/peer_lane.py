@@ -18,6 +18,7 @@ import orjson
 from divandb.cluster import messages, trust
 from divandb.cluster.messages import Answer, Order
 from divandb.commands import Job
+from divandb.config import REPLICA
 from divandb.errors import BadRequest, DivanError, Forbidden, TooLarge, Unauthorized
 from divandb.httpd.services import Services
 
@@ -42,7 +43,7 @@ class PeerLane:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._tasks: set[asyncio.Task[None]] = set()
-        self._holders: dict[bytes, tuple[str, str, str]] = {}
+        self._holders: dict[tuple[bytes, bool], tuple[str, str, str]] = {}
 
     def handler(self, url: bytes, headers: Headers) -> Handler | None:
         """What carries out this request; ``None`` if it is not for this lane."""
@@ -75,19 +76,22 @@ class PeerLane:
         return carry_out
 
     def _holder(self, authorization: bytes) -> tuple[str, str, str] | None:
-        known = self._holders.get(authorization)
+        keys = self._services.peers.tenure.keys
+        # A replica that has become a master checks more.
+        place = (authorization, bool(keys.masters))
+        known = self._holders.get(place)
         if known is None:
-            text = authorization.decode("latin-1")
-            known = trust.holder(self._services.config.keys, text)
+            known = trust.holder(keys, authorization.decode("latin-1"))
             if known is not None:
-                self._holders[authorization] = known
+                self._holders[place] = known
         return known
 
     def _heartbeat(self, holder: tuple[str, str, str], body: bytes, done: Done) -> None:
         told = messages.decode_heartbeat(body)
         if not told.members or told.members[0].name != holder[0]:
             raise Forbidden("A node speaks for itself.")
-        if (told.members[0].role, told.members[0].slot) != holder[1:]:
+        _, role, slot = holder
+        if told.members[0].slot != slot or told.members[0].role not in (role, REPLICA):
             raise Forbidden("This credential is for another place.")
         _give(done, self._services.peers.answer(told))
 
@@ -111,8 +115,8 @@ class PeerLane:
 
     def _commands(self, _: tuple[str, str, str], body: bytes, done: Done) -> None:
         carry_out = self._services.carry_out
-        if carry_out is None:
-            raise NotAMaster("This node is a replica.")
+        if not self._services.peers.tenure.serves:
+            raise NotAMaster("This node accepts no writes now.")
         orders = messages.decode_orders(body)
         answers: list[Answer | None] = [None] * len(orders)
         open_orders = len(orders)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 from divandb.catalog import Catalog
 from divandb.clock import Clock, Rng
+from divandb.cluster.failover import Failover
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress
 from divandb.cluster.snapshots import Shelf
@@ -54,8 +55,9 @@ class Services:
     verifier: Verifier
     give: Callable[[Vector], AsyncIterator[bytes]]
     """What lies beyond a vector, in frames; raises ``Busy``."""
-    carry_out: Callable[[Job], None] | None
-    """A master's desk: takes forwarded writes; ``None`` at a replica."""
+    carry_out: Callable[[Job], None]
+    """Takes forwarded writes, while this node accepts any."""
+    failover: Failover
     condition: Callable[[], dict[str, object]]
     """What `divandb status` shows of this node."""
     is_ready: Callable[[], bool]

@@ -6,6 +6,7 @@ ledger          what one group commit changes, and how it becomes rows
 outbox          this node's writes as Write Events
 arrivals        other nodes' writes, into the file
 positions       how far boards were read
+succession      what is needed when the slot changes hands
 catchup         what lies beyond a vector
 snapshot        a copy of the file for another node
 writer          the one thread that writes, and the group commit

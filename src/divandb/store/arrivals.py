@@ -17,13 +17,14 @@ from divandb.event import (
     DocumentState,
     Event,
     Large,
+    Passed,
     Payload,
     RegisterValue,
     Unreadable,
 )
 from divandb.merge import Document
 from divandb.revtree import Leaf
-from divandb.store import blobs, documents, registers
+from divandb.store import blobs, documents, registers, succession
 from divandb.store.databases import Database
 from divandb.store.documents import Births
 from divandb.store.file import Connection
@@ -228,7 +229,9 @@ class _Batch:
             _take_register(ledger, self._database(event), event, payload)
         elif isinstance(payload, Creation):
             self._database(event, payload)
-        else:
+        elif isinstance(payload, Passed):
+            succession.note(ledger.connection, payload)
+        elif event.kind == events.DROPPED:
             self._flush()
             database = self._database(event)
             if database is not None:

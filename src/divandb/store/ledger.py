@@ -66,6 +66,8 @@ class Ledger:
     def __init__(self, connection: Connection, slot: str, hlc: HybridClock, rng: Rng) -> None:
         self.connection = connection
         self._slot = slot
+        self._synchronous = self.synchronous = connection.pragma("synchronous")
+        """Set on any thread: SQLite's number from the next transaction on, 2 for FULL."""
         self._hlc = hlc
         self._rng = rng
         self.origin: Origin | None = None
@@ -109,6 +111,9 @@ class Ledger:
 
     def begin(self) -> None:
         """Start a transaction."""
+        if self._synchronous != self.synchronous:
+            self._synchronous = self.synchronous
+            self.connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         self.connection.execute("BEGIN IMMEDIATE")
         self._begun = self._hlc.stamp()
 
@@ -166,6 +171,10 @@ class Ledger:
         self.vector[origin] = self.reached[origin] = 0
         self.origin = origin
         return origin
+
+    def end_origin(self) -> None:
+        """The next write opens another: nobody goes on with one over a change of owner."""
+        self.origin = None
 
     def _write_outbox(self) -> None:
         if not self._outbox:

@@ -91,6 +91,12 @@ def unpublished(connection: Connection) -> dict[int, int]:
     return dict(rows.fetchall())
 
 
+def newest(connection: Connection) -> dict[int, int]:
+    """origin → the last write of it that is in the outbox."""
+    rows: Any = connection.execute("SELECT origin, max(oseq) FROM outbox GROUP BY origin")
+    return dict(rows.fetchall())
+
+
 def span(connection: Connection) -> tuple[int, int]:
     """The first and the last row that are in it, (1, 0) when there is none."""
     # Each by itself is found at an end of the table; both together would be a scan.

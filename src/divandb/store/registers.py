@@ -19,6 +19,7 @@ SECURITY = "security"
 LOCAL = "local"
 OPTION = "option"
 SETTING = "setting"
+RECEIPT = "receipt"
 
 
 class Register(msgspec.Struct, frozen=True):

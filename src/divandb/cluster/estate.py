@@ -1,0 +1,226 @@
+"""What former owners of a slot left: writes that are here and not on the Masters' Board.
+
+A slot's new owner publishes what its group holds of its predecessor's writes and the board lacks,
+and later what a former owner brings that returns, which published nothing itself. All of it goes
+out under the old origins: documents as they are here, then a mark that says what they complete
+together. What comes back in this way is written down in a *receipt*, which every node has.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from divandb import event as events
+from divandb.clock import Clock
+from divandb.cluster import messages
+from divandb.cluster.messages import Frames
+from divandb.cluster.progress import Progress
+from divandb.event import DocumentState, Event
+from divandb.merge import Document
+from divandb.publisher import batches
+from divandb.store import registers, succession
+from divandb.store.ledger import Ledger
+from divandb.telemetry import Log, Trouble, rfc3339
+from divandb.vector import Vector
+
+LOOK_S = 0.25
+FRAME_BYTES_MAX = 1024 * 2**20
+DOCUMENTS_MAX = 1_000
+"""Documents that one receipt names; more writes come with a further receipt."""
+
+Give = Callable[[Vector], AsyncIterator[bytes]]
+Send = Callable[[Sequence[bytes]], Awaitable[None]]
+Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A document of a receipt."""
+
+    db: str
+    id: str
+    revs: list[str]
+    """Its revisions that came back."""
+    conflict: bool
+    """Has it more than one leaf since that is not deleted?"""
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """Writes of a former owner that came back."""
+
+    slot: str
+    origin: str
+    """16 hex digits."""
+    first: int
+    last: int
+    """The writes' numbers."""
+    owner: str
+    """Who found and published them."""
+    at: str
+    """When; RFC 3339."""
+    documents: list[Found]
+
+
+class Estate:
+    """Keeps the Masters' Board complete for origins that nobody writes under any more."""
+
+    def __init__(
+        self,
+        slot: str,
+        name: str,
+        progress: Progress,
+        unpublished: Callable[[], Vector],
+        own_origin: Callable[[], int | None],
+        give: Give,
+        send: Send,
+        execute: Execute,
+        clock: Clock,
+        log: Log,
+        *,
+        batch_bytes_max: int,
+    ) -> None:
+        """``unpublished`` are origins that the outbox takes care of; ``give`` reads what lies
+        beyond a vector.
+        """
+        self._slot = slot
+        self._name = name
+        self._progress = progress
+        self._unpublished = unpublished
+        self._own_origin = own_origin
+        self._give = give
+        self._send = send
+        self._execute = execute
+        self._clock = clock
+        self._trouble = Trouble(log, "publishing what a former owner left fails")
+        self._batch_bytes_max = batch_bytes_max
+        self.message_bytes_max = batch_bytes_max
+        self.boarded: dict[int, int] = {}
+        """How far each finished origin of the slot is on the Masters' Board."""
+        self.settled = asyncio.Event()
+        """Has all been published that was here at the beginning?"""
+
+    def begin(self, left: Vector | None) -> None:
+        """This node owns the slot now. ``left``: finished origins of which more is here than on
+        the board, and how far they are on it; ``None``: there are none.
+        """
+        finished = self._finished()
+        self.boarded = dict(finished)
+        for origin in finished if left is not None else ():
+            self.boarded[origin] = min(finished[origin], (left or {}).get(origin, 0))
+        # What is still in the outbox goes out from there.
+        written = self._progress.written()
+        self.boarded |= {origin: written.get(origin, 0) for origin in self._unpublished()}
+
+    def note(self, messages: Sequence[bytes]) -> None:
+        """These lie on the Masters' Board in the slot's partition."""
+        for data in messages:
+            try:
+                event = events.decode(data)
+            except events.Unreadable:
+                continue
+            if event.origin in self.boarded and event.after <= self.boarded[event.origin]:
+                self.boarded[event.origin] = max(self.boarded[event.origin], event.mark)
+
+    def _finished(self) -> dict[int, int]:
+        current, queued = self._own_origin(), self._unpublished()
+        written = self._progress.written()
+        return {o: n for o, n in written.items() if o != current and o not in queued}
+
+    async def run(self) -> None:
+        """Publish until cancelled; what fails is tried again."""
+        while True:
+            try:
+                await self._round()
+                self._trouble.over()
+            except Exception as fault:
+                self._trouble.met(fault, asyncio.get_running_loop().time())
+            await asyncio.sleep(LOOK_S)
+
+    async def _round(self) -> None:
+        for origin, contained in self._finished().items():
+            base = self.boarded.get(origin, 0)
+            if contained > base:
+                await self._publish(origin, base)
+        if not self.settled.is_set():
+            await self._execute(lambda ledger: succession.set_estate(ledger.connection, None), 0)
+            self.settled.set()
+
+    async def _publish(self, origin: int, base: int) -> None:
+        if self.settled.is_set():
+            # Until it is published, a crash must not forget that it is to be.
+            left = dict(self.boarded)
+            await self._execute(lambda ledger: succession.set_estate(ledger.connection, left), 0)
+        found: list[Found] = []
+        batch: list[bytes] = []
+        size, upto = 0, base
+        vector = {**self._progress.vector, origin: base}
+        async for item, end in _items(self._give(vector)):
+            if end is not None:
+                upto = end.vector.get(origin, base)
+                batch.append(events.mark(self._slot, origin, base, upto, self._stamp()))
+                break
+            assert item is not None
+            found += _came_back(item, origin, base) if len(found) < DOCUMENTS_MAX else []
+            batch += self._fitting(item)
+            size += len(item)
+            if size >= self._batch_bytes_max:
+                await self._ship(batch)
+                batch, size = [], 0
+        await self._ship(batch)
+        if self.settled.is_set():
+            await self._execute(lambda ledger: self._write(ledger, origin, base, upto, found), 0)
+        self.boarded[origin] = upto
+
+    async def _ship(self, batch: list[bytes]) -> None:
+        for part in batches(batch, self._batch_bytes_max):
+            await self._send(part)
+
+    def _fitting(self, message: bytes) -> Iterator[bytes]:
+        if len(message) > self.message_bytes_max:
+            yield from events.split(message)
+        else:
+            yield message
+
+    def _stamp(self) -> int:
+        return self._clock.wall_ms() << 16
+
+    def _write(
+        self, ledger: Ledger, origin: int, first: int, last: int, found: list[Found]
+    ) -> None:
+        shown = f"{origin % 2**64:016x}"
+        receipt = Receipt(
+            self._slot, shown, first + 1, last, self._name, rfc3339(self._clock.wall_ms()), found
+        )
+        key = f"{self._slot}/{shown}/{first + 1}"
+        value = msgspec.json.encode(receipt)
+        registers.write(ledger, None, registers.RECEIPT, key, value, ledger.stamp())
+        succession.set_estate(ledger.connection, None)
+
+
+async def _items(
+    pieces: AsyncIterator[bytes],
+) -> AsyncIterator[tuple[bytes | None, Any]]:
+    """The events of an answer, then its end."""
+    frames = Frames(FRAME_BYTES_MAX)
+    async for piece in pieces:
+        for item, is_last in frames.feed(piece):
+            yield (None, messages.decode_end(item)) if is_last else (item, None)
+
+
+def _came_back(data: bytes, origin: int, base: int) -> list[Found]:
+    """The document of this event, if a write beyond ``base`` made one of its leaves or more."""
+    event: Event = events.decode(data)
+    if event.kind != events.DOCUMENT:
+        return []
+    state = events.open_payload(event, checked=True)
+    assert isinstance(state, DocumentState)
+    leaves = state.document.leaves
+    revs = [leaf.rev for leaf in leaves if any(o == origin and n > base for o, n in leaf.dots)]
+    if not revs:
+        return []
+    return [Found(event.database, state.id, revs, _is_conflict(state.document))]
+
+
+def _is_conflict(document: Document) -> bool:
+    return sum(not leaf.deleted for leaf in document.shown()) > 1
