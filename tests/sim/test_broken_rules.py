@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from divandb import cursor, merge
+from divandb import cursor, merge, node
 from divandb import event as events
 from divandb.cluster import courier, desk, fetching, progress
 from divandb.cluster.peers import Missing
@@ -170,6 +170,7 @@ def test_a_commit_without_fsync(court: Court, monkeypatch: pytest.MonkeyPatch) -
         return right(dataclasses.replace(disk, synchronous="NORMAL"), **how)
 
     monkeypatch.setattr(file, "open_for_writing", wrong)
+    monkeypatch.setattr(node, "SYNC_ALL", node.SYNC_SOME)
 
     def scenario(play: Callable[..., Any]) -> None:
         async def body(c: Cluster) -> None:
