@@ -4,7 +4,7 @@
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help up test check format bench docs kafka-up clean
+.PHONY: help up test check sim format bench docs kafka-up clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\): *##* */\1\t/p' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ check:           ## lint, types, layers, fast tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -m "not kafka" tests/unit tests/conformance $(ARGS)
+
+sim:             ## search new seeds of the simulation for an hour: ARGS="--minutes 5"
+	@.ci/setup dev
+	$(BIN)/python -m tests.sim $(or $(ARGS),--minutes 60)
 
 format:          ## put the source into its form
 	@.ci/setup dev

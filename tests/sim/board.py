@@ -29,6 +29,7 @@ class SimBoard:
         self.rng = rng
         self.faults = faults
         self.linked = linked
+        self.name = BOARD
         self.memory = MemoryBoard(SeededRng(rng.randrange(2**32)))
         self.refuses = ""
         """A topic to which nothing can be published just now."""
@@ -50,6 +51,10 @@ class SimBoard:
         """The topic of the Masters' Board."""
         return topics.masters(self._cluster)
 
+    def replicas(self, slot: str) -> str:
+        """The topic of a slot's Replicas' Board."""
+        return topics.replicas(self._cluster, slot)
+
     @property
     def up(self) -> bool:
         return self.memory.is_up
@@ -62,6 +67,16 @@ class SimBoard:
         """All topics were deleted and made again: other logs, same names."""
         for topic in self._topics:
             self._while_up(lambda topic=topic: self.memory.lose(topic))
+
+    def lose_end(self, count: int) -> None:
+        """Each partition loses its last messages, as if the disk had been put back."""
+        for topic, partitions in self._topics.items():
+            for partition in range(partitions):
+                self._while_up(lambda t=topic, p=partition: self._cut(t, p, count))
+
+    def _cut(self, topic: str, partition: int, count: int) -> None:
+        log = self.memory.partition(topic, partition)
+        self.memory.cut(topic, partition, max(log.end - count, log.start))
 
     def truncate(self, keep: int) -> None:
         """Retention: only the last ``keep`` messages of each partition stay."""
@@ -88,6 +103,16 @@ class SimBoard:
     def messages(self, topic: str, partition: int = 0) -> list[bytes]:
         """What a partition holds."""
         return list(self.memory.partition(topic, partition).messages)
+
+    def masters_messages(self) -> list[bytes]:
+        """What the Masters' Board holds, be it up or not."""
+        found: list[bytes] = []
+        self._while_up(lambda: found.extend(self._of_masters()))
+        return found
+
+    def _of_masters(self) -> list[bytes]:
+        count = self._topics.get(self.masters, 0)
+        return [m for partition in range(count) for m in self.messages(self.masters, partition)]
 
 
 class SimBoardClient:

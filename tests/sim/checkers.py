@@ -1,21 +1,28 @@
 """What must hold, at every moment or in the end: each checker raises what it found.
 
-    VectorIsTruthful     what a node's vector covers is in its file, after every commit (Rule 4)
-    EqualVectors         equal vectors mean equal digests, on whatever node and whenever
-    NothingComesBack     what a write has replaced or deleted shows nowhere that has this write
-    NothingLost          in the end every committed write is a leaf, an ancestor of one, or purged
-    LagIsNoLess          a view is never older than it says
-    MarksAreTruthful     what a cursor's mark vouches for, both ways
-    SameEverywhere       in the end all nodes hold the same, kept digests are right
-
-What clients see is checked by ``client``: sessions and feeds know what they were told.
+VectorIsTruthful     what a node's vector covers is in its file, after every commit (Rule 4)
+EqualVectors         equal vectors mean equal digests, on whatever node and whenever
+NothingComesBack     what a write has replaced or deleted shows nowhere that has this write
+NothingLost          in the end every committed write is a leaf, an ancestor of one, or purged
+LagIsNoLess          a view is never older than it says
+MarksAreTruthful     what a cursor's mark vouches for, both ways
+SameEverywhere       in the end all nodes hold the same, kept digests are right
+AnsweredIsCommitted  what is answered has been committed
+OwnWritesAreRead     who carries a token reads what it wrote
+ReadsNeverGoBack     and, with the header, nothing older than before
+FeedsMissNothing     a reader of changes was shown all that its cursor vouches for
+OneOwner             an origin is of one run of one node, and has no number twice
+LagReturns           some time after all has healed every view is young again
+StaysBounded         queues keep to their limits
 """
 
 from collections.abc import Iterable
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from divandb.merge import Document
 from divandb.store import databases, digests, documents
 from divandb.store.databases import Database
 from divandb.vector import covers
@@ -42,8 +49,14 @@ class Checker:
     def looked(self, node: "Node") -> None:
         """Some time has passed."""
 
+    def healed(self) -> None:
+        """Nothing goes wrong from now on."""
+
     def finished(self) -> None:
         """Everybody has talked to everybody."""
+
+    def told(self, *what: Any) -> None:
+        """A client has seen something."""
 
 
 class VectorIsTruthful(Checker):
@@ -101,8 +114,15 @@ class EqualVectors(Checker):
         self.compared = 0
         """How often there was something to compare."""
 
+        self._seen: dict[str, dict[int, int]] = {}
+        self._expected: dict[str, dict[str, tuple[int, bool]]] = {}
+
+    def started(self, node: "Node") -> None:
+        self._seen[node.name] = {}
+        self._expected[node.name] = {}
+
     def committed(self, node: "Node") -> None:
-        if is_ahead(node):
+        if self._is_ahead(node):
             return
         shown = {
             name: digests.shown(database, database.digest)
@@ -112,22 +132,27 @@ class EqualVectors(Checker):
         self.compared += who != node.name
         assert before == shown, (who, node.name, node.vector)
 
+    def _is_ahead(self, node: "Node") -> bool:
+        """Does the node hold, or hold back, something that its vector does not cover?"""
+        vector = node.ledger.vector
+        expected = self._databases(node, vector)
+        if not covers(vector, node.ledger.reached) or node.ledger.has_gap or node.count("waiting"):
+            return True
+        found = {name: (db.generation, db.dropped) for name, db in node.ledger.register.items()}
+        if found != expected:
+            return True
+        rows: Any = node.connection.execute("SELECT origin, oseq FROM register").fetchall()
+        return any(vector.get(origin, 0) < oseq for origin, oseq in rows)
 
-def is_ahead(node: "Node") -> bool:
-    """Does the node hold, or hold back, something that its vector does not cover?"""
-    vector = node.ledger.vector
-    if not covers(vector, node.ledger.reached) or node.count("ahead") or node.count("waiting"):
-        return True
-    rows: Any = node.connection.execute("SELECT origin, oseq FROM register").fetchall()
-    if any(vector.get(origin, 0) < oseq for origin, oseq in rows):
-        return True
-    expected: dict[str, tuple[int, bool]] = {}
-    for _, _, write in node.cluster.history.covered(vector):
-        if write.name:
-            state = (write.generation, write.kind == DROPPED)
-            expected[write.name] = max(expected.get(write.name, (0, False)), state)
-    found = {name: (db.generation, db.dropped) for name, db in node.ledger.register.items()}
-    return found != expected
+    def _databases(self, node: "Node", vector: dict[int, int]) -> dict[str, tuple[int, bool]]:
+        """name → (generation, dropped), as the writes say that the vector covers."""
+        expected = self._expected[node.name]
+        for _, _, write in self.history.behind(self._seen[node.name], vector):
+            if write.name:
+                state = (write.generation, write.kind == DROPPED)
+                expected[write.name] = max(expected.get(write.name, (0, False)), state)
+        self._seen[node.name] = dict(vector)
+        return expected
 
 
 class NothingComesBack(Checker):
@@ -150,10 +175,13 @@ class NothingComesBack(Checker):
             self._check(node, self.history.all())
 
     def _check(self, node: "Node", writes: Iterable[tuple[int, int, Write]]) -> None:
-        for _, _, write in writes:
+        rows = _Rows(node)
+        for origin, oseq, write in writes:
+            if (origin, oseq) in self.history.excused:
+                continue
             replaces = write.kind == DOCUMENT and write.parent is not None
             if replaces and _lives(node, write) and not self._is_made_twice(write):
-                assert write.parent not in node.leaves(write.name, write.key), (
+                assert write.parent not in rows.shown(write), (
                         node.name, write,
                     )  # fmt: skip
 
@@ -170,20 +198,46 @@ def _lives(node: "Node", write: Write) -> bool:
     )
 
 
+class _Rows:
+    """Documents of a node while nothing moves, each read once."""
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+        self._known: dict[tuple[str, str], tuple[Document, set[str]]] = {}
+
+    def _read(self, write: Write) -> tuple[Document, set[str]]:
+        place = (write.name, write.key)
+        if place not in self._known:
+            document = self._node.row(*place).document
+            self._known[place] = document, {leaf.rev for leaf in document.shown()}
+        return self._known[place]
+
+    def document(self, write: Write) -> Document:
+        """The one that was written."""
+        return self._read(write)[0]
+
+    def shown(self, write: Write) -> set[str]:
+        """Its leaves."""
+        return self._read(write)[1]
+
+
 class NothingLost(Checker):
     """In the end every committed write is a leaf, in a leaf's ancestry, or was replaced by a write
-    that had seen it.
+    that had seen it; but for those whose only copies were on disks that are gone.
     """
 
     def finished(self) -> None:
         for node in self.cluster.nodes:
+            rows = _Rows(node)
             for origin, oseq, write in self.history.all():
                 if write.kind != DOCUMENT or not _lives(node, write):
                     continue
-                document = node.row(write.name, write.key).document
+                if (origin, oseq) in self.history.excused:
+                    continue
+                document = rows.document(write)
                 assert document.context.get(origin, 0) >= oseq, (node.name, write)
                 if write.rev is not None:
-                    shown = {leaf.rev for leaf in document.shown()}
+                    shown = rows.shown(write)
                     kept = shown | self.history.purged[write.place]
                     assert write.rev in self.history.ancestors(write.place, kept), (
                         node.name, write, shown,
@@ -192,7 +246,8 @@ class NothingLost(Checker):
 
 class LagIsNoLess(Checker):
     """What a node says of its view's age: all that was written before is there, but for silent
-    slots, and what owners wrote whom the node does not take for such (any more, or yet).
+    slots, and what owners wrote whom the node does not take for such (any more, or yet). A master
+    whose disk was replaced does not know what it wrote before, until it is told.
     """
 
     def __init__(self, cluster: "Cluster") -> None:
@@ -207,6 +262,7 @@ class LagIsNoLess(Checker):
             return
         self.looks += 1
         silent = {part.split("=")[0] for part in said.get("divan-silent", "").split(", ")}
+        silent |= self.cluster.losses.slots
         moment_s = self.cluster.loop.time() - int(lag) / 1000
         for origin, oseq, write in self.history.before(moment_s):
             owner = node.tenure.owners.get(write.slot)
@@ -317,8 +373,162 @@ def _registers(node: "Node", database: Database) -> list[Any]:
     ).fetchall()
 
 
+class AnsweredIsCommitted(Checker):
+    """What a client is told was written has been committed by then, at some master."""
+
+    def told(self, name: str, doc_id: str, rev: str) -> None:
+        assert self.history.is_known(name, doc_id, rev), ("answered, not committed", doc_id, rev)
+
+
+class OwnWritesAreRead(Checker):
+    """Who carries a session's token reads what it wrote."""
+
+    def told(self, node: "Node", path: str, wrote: int, seen: int, shown: int) -> None:
+        assert shown >= wrote, ("a write is not read", node.name, path, wrote, shown)
+
+
+class ReadsNeverGoBack(Checker):
+    """Who carries it in the header reads nothing older than it has read before."""
+
+    def told(self, node: "Node", path: str, wrote: int, seen: int, shown: int) -> None:
+        assert shown >= seen, ("a read goes back", node.name, path, seen, shown)
+
+
+class FeedsMissNothing(Checker):
+    """What a reader's cursor vouches for was shown to it: each write that its vector covers, or a
+    later one of that document, or there is another that the vector does not cover, so that the
+    document will be shown with all its leaves.
+    """
+
+    def told(
+        self, node: "Node", database: tuple[str, int], shown: dict[str, set[str]],
+        before: dict[int, int], vector: dict[int, int],
+    ) -> None:  # fmt: skip
+        for _, _, write in self.history.behind(before, vector):
+            ours = (write.name, write.generation) == database
+            if write.kind == DOCUMENT and ours and write.rev is not None:
+                known = shown.get(write.key, set()) | self.history.purged[write.place]
+                seen = write.rev in self.history.ancestors(write.place, known)
+                assert seen or self.history.has_uncovered(write.place, vector), (
+                    "a change is missed", node.name, write, vector,
+                )  # fmt: skip
+
+
+class BoardKeeps(Checker):
+    """What was answered with concern ``board`` outlives any one disk, as long as the board does."""
+
+    def told(self, name: str, written: list[tuple[str, str]]) -> None:
+        losses = self.cluster.losses
+        if losses.disks > 1 or losses.boards:
+            return
+        for doc_id, rev in written:
+            for node in self.cluster.nodes:
+                assert rev in node.leaves(name, doc_id), (node.name, doc_id, "is lost")
+
+
+class CheckpointsVouch(BoardKeeps):
+    """So do the documents that an answered checkpoint vouches for."""
+
+
+class OneOwner(Checker):
+    """Nobody goes on where another began: an origin is of one run of one node, and its numbers
+    have no gap.
+    """
+
+    def __init__(self, cluster: "Cluster") -> None:
+        super().__init__(cluster)
+        self._owners: dict[int, tuple[str, object]] = {}
+        self._last: dict[int, int] = {}
+
+    def told(self, node: "Node", origin: int, first: int, last: int) -> None:
+        run = (node.name, node.process)
+        owner = self._owners.setdefault(origin, run)
+        assert owner == run, (node.name, "writes under the origin of", owner[0], origin)
+        before = self._last.get(origin, 0)
+        assert first == before + 1, (node.name, "uses number", first, "after", before, origin)
+        self._last[origin] = last
+
+
+class DropsHitWhatTheyMeant(Checker):
+    """A drop is of the generation that its client knew, however late it comes."""
+
+    def told(self, node: "Node", meant: int, dropped: int) -> None:
+        assert meant == dropped, (node.name, "was to drop", meant, "and dropped", dropped)
+
+
+class LagReturns(Checker):
+    """Some time after all has healed every node's view is young, and stays so."""
+
+    within_s = 20.0
+    lag_ms_max = 2_000
+
+    def __init__(self, cluster: "Cluster") -> None:
+        super().__init__(cluster)
+        self._since_s = inf
+        self._late: set[str] = set()
+
+    def healed(self) -> None:
+        self._since_s = self.cluster.loop.time() + self.within_s
+        self._late = {node.name for node in self.cluster.nodes}
+
+    @property
+    def waits(self) -> bool:
+        """Is there a node at which nobody has looked since then?"""
+        return bool(self._late)
+
+    def looked(self, node: "Node") -> None:
+        if node.standing.is_alone:
+            self._late.discard(node.name)
+        elif self.cluster.loop.time() >= self._since_s:
+            self._judge(node)
+
+    def _judge(self, node: "Node") -> None:
+        said = dict(node.standing.age())
+        lag = said.get("divan-lag", "unknown")
+        assert lag != "unknown" and int(lag) <= self.lag_ms_max, (
+            node.name, said, "so long after all has healed:", self.within_s,
+        )  # fmt: skip
+        self._late.discard(node.name)
+
+
+class StaysBounded(Checker):
+    """No queue is longer than its limit, and no process has many more tasks than it has loops."""
+
+    tasks_max = 400
+    rows_every_s = 2.0
+
+    def __init__(self, cluster: "Cluster") -> None:
+        super().__init__(cluster)
+        self._counted_s: dict[str, float] = {}
+
+    def looked(self, node: "Node") -> None:
+        limits = node.config.limits
+        found = {
+            "jobs": (node.writer.waiting_jobs, limits.write_queue_jobs_max),
+            "catch-ups": (node.giver.under_way, limits.catch_ups_max),
+            "tasks": (node.process.tasks, self.tasks_max),
+        }
+        relay = node.role.relay
+        if relay is not None:
+            found["relay"] = (relay._bytes, limits.relay_bytes_max + RELAY_BATCH_BYTES)
+        now_s = self.cluster.loop.time()
+        if now_s >= self._counted_s.get(node.name, 0.0) + self.rows_every_s:
+            self._counted_s[node.name] = now_s
+            for table in ("outbox", "waiting"):
+                found[table] = (node.count(table), ROWS_MAX)
+        for what, (count, most) in found.items():
+            assert count <= most, (node.name, what, count, "of", most)
+
+
+ROWS_MAX = 20_000
+"""A run writes less."""
+RELAY_BATCH_BYTES = 256 * 1024
+"""The last batch that was let in."""
+
+
 ALL = (
     VectorIsTruthful, EqualVectors, NothingComesBack, NothingLost, LagIsNoLess, MarksAreTruthful,
-    SameEverywhere,
+    SameEverywhere, AnsweredIsCommitted, OwnWritesAreRead, ReadsNeverGoBack, FeedsMissNothing,
+    BoardKeeps, CheckpointsVouch, OneOwner, DropsHitWhatTheyMeant, LagReturns, StaysBounded,
 )  # fmt: skip
-__all__ = ["ALL", "DOCUMENT", "REGISTER", "Checker", "contents", "is_ahead"]
+__all__ = ["ALL", "DOCUMENT", "REGISTER", "Checker", "contents"]

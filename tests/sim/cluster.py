@@ -4,18 +4,24 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from divandb.cluster import trust
+from divandb.commands import DropDatabase
 from divandb.config import MASTER, REPLICA, Limits, Member
 from divandb.store.ledger import Changes
 from tests.sim.board import BOARD, SimBoard
-from tests.sim.checkers import ALL, Checker
+from tests.sim.checkers import ALL, Checker, DropsHitWhatTheyMeant, OneOwner
 from tests.sim.history import History
+from tests.sim.losses import Losses
 from tests.sim.network import Faults, Network
 from tests.sim.node import SECRET, Node
 from tests.sim.world import Process, SimLoop
 
 LOOK_S = 0.05
+START_AGAIN_S = 1.0
+CHECK_S = 0.2
+"""So often, at most, it is checked what shows without a commit."""
 STEADY = Limits(failover_ms=600_000)
 """Slots keep their owners, whatever happens to these."""
 
@@ -40,11 +46,18 @@ class Cluster:
         self.history = History()
         self.trace: list[tuple[float, str, int]] = []
         """(when, who, how many writes it contains) of each commit: the same for the same seed."""
+        self._looked_s = 0.0
         self.network = Network(loop, self.rng, self.faults)
         cluster = trust.keys_of(SECRET, "", "", "", is_master=False).cluster
         self.board = SimBoard(loop, self.rng, self.faults, cluster, self.network.linked)
         self.members = _members(masters, replicas)
         self.nodes = [Node(self, member, folder) for member in self.members]
+        self.losses = Losses(self)
+        self._joining: set[asyncio.Task[Node]] = set()
+        self.struck: dict[str, int] = {}
+        """How often each kind of fault has happened in a random run."""
+        self.acts = 0
+        """What clients did in it."""
         self.checkers = [make(self) for make in ALL]
 
     @property
@@ -75,7 +88,26 @@ class Cluster:
         """A new replica of a running cluster, not started yet."""
         number = len(self.group(slot))
         name = f"{slot}-r{number}"
-        self.members.append(Member(name, REPLICA, slot, f"http://{name}"))
+        return await self._add(Member(name, REPLICA, slot, f"http://{name}"))
+
+    async def add_master(self) -> Node:
+        """A new slot's master, not started yet."""
+        name = f"m{len(self.masters) + 1}"
+        return await self._add(Member(name, MASTER, name, f"http://{name}"))
+
+    def join(self, slot: str) -> None:
+        """Have a new replica of this slot started, or a new master; not waited for."""
+        adding = self.add_replica(slot) if slot else self.add_master()
+        task = self.loop.create_task(adding)
+        self._joining.add(task)
+        task.add_done_callback(self._joined)
+
+    def _joined(self, task: "asyncio.Task[Node]") -> None:
+        self._joining.discard(task)
+        self.start(task.result())
+
+    async def _add(self, member: Member) -> Node:
+        self.members.append(member)
         await self.board.arrange(self.members)
         node = Node(self, self.members[-1], self.folder)
         self.nodes.append(node)
@@ -84,7 +116,12 @@ class Cluster:
     # Misfortunes
 
     def start(self, node: Node) -> None:
-        """Start a node that does not run."""
+        """Start a node that does not run; on a full disk its supervisor tries again and again."""
+        if node.up:
+            return
+        if node.platter.is_full:
+            self.loop.later(START_AGAIN_S, self.start, node)
+            return
         node.start()
         self._have_checked(lambda checker: checker.started(node))
 
@@ -101,7 +138,7 @@ class Cluster:
 
     def heal(self) -> None:
         """Everybody reaches everybody."""
-        self.network.cuts.clear()
+        self.network.heal()
 
     def mend(self) -> None:
         """All misfortunes end: links, board, faults; whoever is down or stopped goes on."""
@@ -109,13 +146,26 @@ class Cluster:
         self.faults.__init__(delay_s=min(delay_s, 0.05))  # type: ignore[misc]
         self.heal()
         self.board.up = True
+        self.board.refuses = ""
         for node in self.nodes:
+            node.platter.is_full = False
             if not node.up:
                 self.start(node)
             elif not node.process.is_running:
                 node.go_on()
 
     # Looking
+
+    def wrote(self, node: Node, command: Any, result: Any, before: Any, after: Any) -> None:
+        """A master has committed what a client asked for: from behind ``before`` up to ``after``,
+        each (origin, number).
+        """
+        first = before[1] + 1 if before and before[0] == after[0] else 1
+        self.told(OneOwner, node, after[0], first, after[1])
+        self.history.committed(node, command, result, before, after)
+        if isinstance(command, DropDatabase):
+            dropped = self.history.writes[after[0]][-1].generation
+            self.told(DropsHitWhatTheyMeant, node, command.generation, dropped)
 
     def committed(self, node: Node, made: Changes | None) -> None:
         """A node has committed. The loops carry on after any fault, so what is found is kept for
@@ -126,14 +176,33 @@ class Cluster:
         self.trace.append((self.loop.time(), node.name, sum(node.ledger.vector.values())))
         self._have_checked(lambda checker: checker.committed(node))
 
+    def note(self, what: str, how: object) -> None:
+        """Something happened that belongs into the trace."""
+        self.trace.append((self.loop.time(), what, int(bool(how))))
+
+    def told(self, kind: type[Checker], *what: Any) -> None:
+        """Clients have seen something; a checker of that kind judges it."""
+        for checker in self.checkers:
+            if type(checker) is kind:
+                self._have_checked(lambda checker: checker.told(*what), [checker])
+
+    def healed(self) -> None:
+        """Nothing goes wrong from now on."""
+        self._have_checked(lambda checker: checker.healed())
+
     def look(self) -> None:
         """Some time has passed."""
+        if self.loop.now_s < self._looked_s + CHECK_S:
+            return
+        self._looked_s = self.loop.now_s
         for node in self.nodes:
             if node.up and node.process.is_running:
                 self._have_checked(lambda checker, node=node: checker.looked(node))
 
-    def _have_checked(self, step: Callable[[Checker], None]) -> None:
-        for checker in self.checkers:
+    def _have_checked(
+        self, step: Callable[[Checker], None], by: Sequence[Checker] | None = None
+    ) -> None:
+        for checker in self.checkers if by is None else by:
             try:
                 step(checker)
             except Exception as violation:

@@ -26,26 +26,18 @@ async def answer(node: "Node", exchange: Exchange) -> None:
     if method == "POST" and url.startswith(PREFIX):
         handler = node.peer_lane.handler(url, headers)
         if handler is not None:
-            handler(body, lambda *parts: _whole(exchange, *parts))
+            handler(body, exchange.send_whole)
             return
     if method == "GET":
         made = node.lane.read(url, headers, ADDRESS, [], None, body=True)
         if made is not None:
-            _whole(exchange, *_taken_apart(made))
+            exchange.send_whole(*_taken_apart(made))
             return
     scope = _scope(method, path, headers)
-    if method == "PUT" and node.lane.takes_write(url, headers):
-        done = lambda *parts: _whole(exchange, *parts)  # noqa: E731
-        if node.lane.write(url, headers, ADDRESS, body, scope, done):
-            return
+    is_plain = method == "PUT" and node.lane.takes_write(url, headers)
+    if is_plain and node.lane.write(url, headers, ADDRESS, body, scope, exchange.send_whole):
+        return
     await _through_app(node, exchange, scope)
-
-
-def _whole(exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
-    exchange.send((status, headers))
-    if body:
-        exchange.send(body)
-    exchange.send(None)
 
 
 def _taken_apart(made: bytes) -> tuple[int, Headers, bytes]:

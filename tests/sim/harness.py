@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 from divandb.cluster import fetching
-from divandb.store import ledger
+from divandb.store import checkpoints, ledger
 from tests.sim.cluster import Cluster
 from tests.sim.world import SimLoop, run
 
@@ -16,15 +16,18 @@ MEMORY = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
 PIECE_BYTES = 2_000
 PAGE_EVENTS_MAX = 10
 MARK_CHANGES_MAX = 7
+CHECKPOINT_BYTES = 256 * 1024
 
 
 def play_out(
     body: Callable[[Cluster], Awaitable[None]], folder: Path, seed: int,
-    mark_changes_max: int = MARK_CHANGES_MAX, **shape: Any,
+    mark_changes_max: int = MARK_CHANGES_MAX, made: list[Cluster] | None = None, **shape: Any,
 ) -> Cluster:  # fmt: skip
-    """Run a scenario on a new cluster of this shape; raises what any checker has found."""
+    """Run a scenario on a new cluster of this shape; raises what any checker has found. The cluster
+    is put into ``made``, for who wants to look at it whatever comes of it.
+    """
     loop = SimLoop()
-    made: list[Cluster] = []
+    made = made if made is not None else []
 
     async def whole() -> None:
         cluster = Cluster(loop, folder, seed, **shape)
@@ -39,6 +42,7 @@ def play_out(
         mock.patch.object(fetching, "PIECE_BYTES", PIECE_BYTES),
         mock.patch.object(fetching, "PAGE_EVENTS_MAX", PAGE_EVENTS_MAX),
         mock.patch.object(ledger, "MARK_CHANGES_MAX", mark_changes_max),
+        mock.patch.object(checkpoints, "CHECKPOINT_BYTES", CHECKPOINT_BYTES),
     ):
         processes: list[Any] = []
         try:
@@ -57,3 +61,5 @@ async def _with(work: Any, made: list[Cluster], processes: list[Any]) -> None:
     finally:
         for cluster in made:
             processes += cluster.processes
+            for node in cluster.nodes:
+                node.platter.forget()

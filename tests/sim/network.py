@@ -109,15 +109,27 @@ class Exchange:
             self._last_at = max(self._last_at + INSTANT_S, loop.now_s + self._network.delay())
             loop.call_at(self._last_at, self._arrive, part, context=loop.nobody)
 
-    def _arrive(self, part: Any) -> None:
+    def send_whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """The same for an answer that goes out in one piece, and arrives so or not at all."""
+        if self.is_doubled:
+            self._network.double(self, self._target)
+        if not self.is_mute:
+            loop = self._network.loop
+            parts = [(status, headers), body, None] if body else [(status, headers), None]
+            self._last_at = loop.now_s + self._network.delay()
+            loop.call_at(self._last_at, self._arrive, *parts, context=loop.nobody)
+
+    def _arrive(self, *parts: Any) -> None:
         # Where something of an answer is lost, nothing that follows it arrives.
         self._is_lost |= not self._network.arrives(self._target, self.source)
         if not self._is_lost:
-            self._parts.put_nowait(part)
+            for part in parts:
+                self._parts.put_nowait(part)
 
     def reset(self, after_s: float = 0.0) -> None:
-        """The connection breaks."""
+        """The connection breaks; what is on its way by then arrives before."""
         self.is_mute = True
+        after_s = max(after_s, self._last_at + INSTANT_S - self._network.loop.now_s)
         self._network.loop.later(after_s, self._parts.put_nowait, Broken("reset", sent=True))
 
     def abandon(self) -> None:
@@ -126,11 +138,14 @@ class Exchange:
 
     async def receive(self, silence_s: float) -> Any:
         """The asking side: the next part; raises ``Broken``."""
-        try:
-            async with asyncio.timeout(silence_s):
-                part = await self._parts.get()
-        except TimeoutError:
-            raise Broken("gave no answer in time", sent=True) from None
+        if self._parts.empty():
+            try:
+                async with asyncio.timeout(silence_s):
+                    part = await self._parts.get()
+            except TimeoutError:
+                raise Broken("gave no answer in time", sent=True) from None
+        else:
+            part = self._parts.get_nowait()
         if isinstance(part, Broken):
             raise part
         return part
@@ -146,6 +161,8 @@ class Network:
         self.cuts: set[frozenset[str]] = set()
         self._rng = rng
         self._muted: set[tuple[str, str]] = set()
+        self._cuts_for_now: list[set[frozenset[str]]] = []
+        self._one_way: list[set[tuple[str, str]]] = []
 
     def add(self, name: str) -> Site:
         """A new place; its URL is ``http://NAME``."""
@@ -153,7 +170,24 @@ class Network:
 
     def linked(self, one: str, other: str) -> bool:
         """Do messages pass between them?"""
-        return frozenset((one, other)) not in self.cuts
+        pair = frozenset((one, other))
+        return pair not in self.cuts and not any(pair in cut for cut in self._cuts_for_now)
+
+    def cut_for_now(self, pairs: set[frozenset[str]]) -> Callable[[], None]:
+        """Cut these, beside whatever else is cut; how this one ends."""
+        self._cuts_for_now.append(pairs)
+        return lambda: _remove(self._cuts_for_now, pairs)
+
+    def cut_one_way(self, pairs: set[tuple[str, str]]) -> Callable[[], None]:
+        """What the first of a pair sends does not come to the second; how this ends."""
+        self._one_way.append(pairs)
+        return lambda: _remove(self._one_way, pairs)
+
+    def heal(self) -> None:
+        """Everybody reaches everybody."""
+        self.cuts.clear()
+        self._cuts_for_now.clear()
+        self._one_way.clear()
 
     def mute(self, one: str, other: str) -> None:
         """What ``one`` answers does not come to ``other``."""
@@ -165,7 +199,14 @@ class Network:
 
     def arrives(self, one: str, other: str) -> bool:
         """Does what ``one`` sends just now come to ``other``?"""
-        return self.linked(one, other) and (one, other) not in self._muted
+        return (
+            self.linked(one, other)
+            and (one, other) not in self._muted
+            and not self._is_one_way(one, other)
+        )
+
+    def _is_one_way(self, one: str, other: str) -> bool:
+        return any((one, other) in cut for cut in self._one_way)
 
     def delay(self) -> float:
         """How long a message takes."""
@@ -180,7 +221,11 @@ class Network:
         await asyncio.sleep(self.delay())
         exchange = Exchange(self, source, target, request)
         site, faults = self.sites[target], self.faults
-        if not self.linked(source, target):
+        if (
+            not self.linked(source, target)
+            or self._is_one_way(source, target)
+            or (self._is_one_way(target, source) and self._rng.random() > CONNECTED_BEFORE)
+        ):
             if self._rng.random() < CONNECTED_BEFORE:
                 return exchange
             await asyncio.sleep(connect_s)
@@ -208,7 +253,9 @@ class Network:
         process = site.process
         if process is None or not process.is_alive:
             exchange.reset()
-        elif self.linked(exchange.source, site.name):
+        elif self.linked(exchange.source, site.name) and not self._is_one_way(
+            exchange.source, site.name
+        ):
             process.at_death.append(exchange.reset)
             task = process.start(_answer(site, exchange))
             task.add_done_callback(
@@ -227,6 +274,13 @@ class Network:
         finally:
             exchange.abandon()
         return Reply(status, headers, bytes(body))
+
+
+def _remove(cuts: list[Any], pairs: Any) -> None:
+    for place, cut in enumerate(cuts):
+        if cut is pairs:
+            del cuts[place]
+            return
 
 
 async def _answer(site: Site, exchange: Exchange) -> None:

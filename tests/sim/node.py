@@ -6,6 +6,7 @@ sockets. ``start`` and ``crash`` may follow each other any number of times: the 
 
 import asyncio
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ from divandb.store.writer import Writer
 from divandb.tenure import Tenure
 from tests.sim import front
 from tests.sim.board import LIMITS
+from tests.sim.disk import VFS_NAME, Platter
 from tests.sim.network import Exchange, SimLink, SimTransport
 from tests.sim.world import Process, SimClock
 from tests.stores import SeededRng
@@ -123,7 +125,7 @@ class Told(Master):
         changes = super().commit()
         told, self._told = self._told, []
         for one in told:
-            self._node.cluster.history.committed(self._node, *one)
+            self._node.cluster.wrote(self._node, *one)
         if told and self._node.dies_after_commit:
             raise Killed
         return changes
@@ -145,7 +147,7 @@ class SimWriter(Writer):
         super().submit(job)
         if not self._is_due:
             self._is_due = True
-            wait_s = self._node.cluster.rng.random() * COMMIT_S_MAX
+            wait_s = self._node.cluster.rng.random() * self._node.commit_s_max
             asyncio.get_running_loop().call_later(wait_s, self._turn)
 
     def _turn(self) -> None:
@@ -182,9 +184,13 @@ class Node:
         self.log = KeptLog(cluster.bugs)
         self.folder = folder / member.name
         self.folder.mkdir()
-        self.disk = Disk(self.folder / file.FILE_NAME, synchronous="OFF")
+        self.platter = Platter(self.folder)
+        self.disk = Disk(
+            self.folder / file.FILE_NAME, VFS_NAME, "FULL" if self.is_master else "NORMAL"
+        )
         self.process = Process(cluster.loop, self.name)
         self.process.kill()
+        self.commit_s_max = COMMIT_S_MAX
         self.dies_after_commit = False
         """Is it killed after its next write, before anybody hears of that?"""
         self.site = cluster.network.add(self.name)
@@ -247,12 +253,17 @@ class Node:
         await asyncio.sleep(self.cluster.rng.random() * 0.001)
         return function(*arguments)
 
-    def crash(self) -> None:
-        """Gone, in the middle of whatever it did."""
+    def crash(self, *, power: bool = False) -> None:
+        """Gone, in the middle of whatever it did; ``power``: what was not fsynced may be, too."""
         self.process.kill()
-        for connection in (self.connection, self.reading):
-            connection.close()
-        self._checkpointer.close()
+        files = self.platter.image()
+        if power:
+            files = self.platter.power_cut(files, self.cluster.rng)
+        with self.platter.with_room():  # what a connection does that closes in order is undone
+            for connection in (self.connection, self.reading):
+                connection.close()
+            self._checkpointer.close()
+        self.platter.put_back(files)
 
     def restart(self) -> None:
         """Killed, and at once there again."""
@@ -261,8 +272,7 @@ class Node:
 
     def lose_file(self) -> None:
         """Its disk is gone; the next start finds an empty one."""
-        for path in self.folder.iterdir():
-            path.unlink()
+        self.platter.put_back({})
 
     def stop(self) -> None:
         """SIGSTOP: until ``go_on`` nothing happens here."""
@@ -399,7 +409,7 @@ def _parts(node: Node) -> Parts:
         has_gap=lambda: node.ledger.has_gap, progress=node.progress, boarded=node.boarded,
         wrote=node._wrote, peers=node.peers, fetcher=node.fetcher,
         give=node.giver.give,
-        set_synchronous=lambda number: None,  # the simulated disk decides what is durable
+        set_synchronous=functools.partial(setattr, node.ledger, "synchronous"),
         own_origin=lambda: node.ledger.origin,
         pace=Share(1.0, lambda: 0).pace, clock=node.clock, rng=node.rng, log=node.log,
     )  # fmt: skip

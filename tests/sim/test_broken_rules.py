@@ -3,6 +3,9 @@
 A rule that can be broken without anybody noticing is a rule that no simulation keeps.
 """
 
+import asyncio
+import dataclasses
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,20 +13,35 @@ from typing import Any
 import msgspec
 import pytest
 
-from divandb import cursor, merge
+from divandb import cursor, merge, node
 from divandb import event as events
-from divandb.cluster import courier, fetching
+from divandb.cluster import courier, desk, fetching, progress
 from divandb.cluster.peers import Missing
 from divandb.cluster.progress import Progress
 from divandb.cluster.relay import Relay
+from divandb.commands import DropDatabase, WriteDocuments
+from divandb.config import Limits
 from divandb.cursor import Cursor, suffix
+from divandb.errors import DivanError
 from divandb.httpd.app import App
 from divandb.master import Master
 from divandb.replica import Replica
-from divandb.store import changes, outbox
+from divandb.store import changes, file, outbox
 from divandb.store.catchup import End
-from divandb.vector import join
-from tests.sim import chaos, test_groups, test_reading, test_scenarios
+from divandb.store.ledger import Ledger
+from divandb.store.writer import Writer
+from divandb.vector import covers, join
+from tests.sim import (
+    chaos,
+    faults,
+    storm,
+    test_groups,
+    test_reading,
+    test_scenarios,
+    workloads,
+)
+from tests.sim.checkers import Checker, EqualVectors, NothingLost
+from tests.sim.client import Client
 from tests.sim.cluster import Cluster
 from tests.sim.harness import play_out
 from tests.sim.test_random import masters_alone, whole_groups
@@ -38,31 +56,46 @@ class Court:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def finds(self, make: Callable[[int], tuple[Body, dict[str, Any]]], what: str) -> None:
-        """One of the random runs fails, and its message or notes say ``what``."""
+    def finds(
+        self, make: Callable[[int], tuple[Body, dict[str, Any]]], what: str,
+        only: type[Checker] | None = None,
+    ) -> None:  # fmt: skip
+        """One of the random runs fails, and its message or notes say ``what``; though nobody but
+        ``only`` looks, if that is given.
+        """
         for seed in range(SEEDS_MAX):
             body, shape = make(seed)
             place = self._folder / str(seed)
             place.mkdir()
             try:
-                play_out(body, place, seed, limits=chaos.LIMITS, **shape)
+                play_out(_judged(body, only), place, seed, **{"limits": chaos.LIMITS, **shape})
             except AssertionError as violation:
                 said = f"{violation} {getattr(violation, '__notes__', ())}"
                 if what in said:
                     return
         raise AssertionError(f"{SEEDS_MAX} runs, and nobody notices: {what}")
 
-    def finds_in(self, scenario: Callable[..., None], what: str) -> None:
+    def finds_in(
+        self, scenario: Callable[..., None], what: str, only: type[Checker] | None = None
+    ) -> None:
         """The scenario fails like that."""
 
         def play(body: Body, **shape: Any) -> Cluster:
             shape = {"masters": 3, "replicas": 1, **shape}
-            return play_out(body, self._folder, 1, **shape)
+            return play_out(_judged(body, only), self._folder, 1, **shape)
 
         with pytest.raises(AssertionError) as caught:
             scenario(play)
         said = f"{caught.value} {getattr(caught.value, '__notes__', ())}"
         assert what in said, said
+
+
+def _judged(body: Body, only: type[Checker] | None) -> Body:
+    async def judged(c: Cluster) -> None:
+        c.checkers = [one for one in c.checkers if only is None or type(one) is only]
+        await body(c)
+
+    return judged
 
 
 @pytest.fixture
@@ -129,6 +162,197 @@ def test_holes_that_are_passed(court: Court, monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
+def test_a_commit_without_fsync(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masters are as careless as replicas may be; then the power goes."""
+    right = file.open_for_writing
+
+    def wrong(disk: file.Disk, **how: Any) -> Any:
+        return right(dataclasses.replace(disk, synchronous="NORMAL"), **how)
+
+    monkeypatch.setattr(file, "open_for_writing", wrong)
+    monkeypatch.setattr(node, "SYNC_ALL", node.SYNC_SOME)
+
+    def scenario(play: Callable[..., Any]) -> None:
+        async def body(c: Cluster) -> None:
+            m1 = (await c.with_database("x"))[0]
+            c.cut([m1], [node for node in c.nodes if node is not m1])
+            c.cut_from_board(m1)
+            for number in range(20):
+                await m1.put("x", f"d{number}", number)
+            m1.crash(power=True)
+            c.heal()
+            c.start(m1)
+
+        play(body)
+
+    court.finds_in(scenario, "found by NothingLost", only=NothingLost)
+
+
+def _under(*kinds: type[faults.Fault]) -> Callable[[int], tuple[Body, dict[str, Any]]]:
+    """Runs with these faults alone."""
+
+    def make(seed: int) -> tuple[Body, dict[str, Any]]:
+        rng = random.Random(seed)
+        return storm.play(rng, kinds, workloads.ALL[:4]), {
+            "masters": 2, "replicas": 1, "limits": storm.LIMITS,
+        }  # fmt: skip
+
+    return make
+
+
+def test_an_answer_before_the_commit(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever dies in between has told of what is not there."""
+
+    def wrong(self: Any, batch: list[Any]) -> Any:
+        self._work.begin()
+        for job in batch:
+            try:
+                job.result = self._work.execute(job.command)
+                job.written = self._work.written()
+            except DivanError as refusal:
+                job.result = refusal
+            job.done(job)
+        if any(isinstance(job.command, WriteDocuments) for job in batch):
+            self._work.rollback()  # as if it had died just then
+            return [], None
+        return [], self._work.commit()
+
+    monkeypatch.setattr(Writer, "run", wrong)
+
+    def scenario(play: Callable[..., Any]) -> None:
+        async def body(c: Cluster) -> None:
+            client, m1 = Client(c), (await c.with_database("x"))[0]
+            await client.put(m1, "/x/d", {})
+            await c.passes(1)
+
+        play(body)
+
+    court.finds_in(scenario, "found by AnsweredIsCommitted")
+
+
+def test_an_origin_that_is_used_again(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A master goes on after a restart where it was."""
+    right = Ledger._open_origin
+
+    def wrong(self: Ledger) -> int:
+        found: Any = self.connection.execute(
+            "SELECT origin FROM origin WHERE slot = ? ORDER BY stamp DESC", (self._slot,)
+        ).fetchone()
+        self.origin = found[0] if found else right(self)
+        return self.origin
+
+    monkeypatch.setattr(Ledger, "_open_origin", wrong)
+    court.finds(_under(faults.Restart), "found by OneOwner")
+
+
+def test_a_merge_of_trees_by_union(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dots: a leaf goes when another one names it as its ancestor, if it still does."""
+
+    def wrong(one: merge.Document, other: merge.Document) -> merge.Document:
+        leaves = {leaf.rev: leaf for leaf in (*one.leaves, *other.leaves)}
+        named = {rev for leaf in leaves.values() for rev in _ancestors(leaf)}
+        kept = [leaf for leaf in leaves.values() if leaf.rev not in named]
+        context = join(one.context, other.context)
+        return merge.Document(tuple(sorted(kept, key=merge._order)), context)
+
+    monkeypatch.setattr(merge, "merge", wrong)
+    court.finds(
+        lambda seed: (masters_alone(seed)[0], {"masters": 3, "replicas": 0, "revs_limit": 3}),
+        "found by EqualVectors", only=EqualVectors,
+    )  # fmt: skip
+
+
+def _ancestors(leaf: Any) -> list[str]:
+    return [f"{leaf.pos - index}-{name}" for index, name in enumerate(leaf.ancestry) if index]
+
+
+def test_a_drop_of_whatever_has_the_name(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes late, and the database was made again."""
+    right = Master._drop_database
+
+    def wrong(self: Master, command: DropDatabase) -> None:
+        known = self._ledger.register[command.name]
+        right(self, msgspec.structs.replace(command, generation=known.generation))
+
+    monkeypatch.setattr(Master, "_drop_database", wrong)
+
+    def scenario(play: Callable[..., Any]) -> None:
+        async def body(c: Cluster) -> None:
+            m1 = (await c.with_database("x"))[0]
+            await m1.drop("x")
+            await m1.create("x")
+            await m1.put("x", "d", 1)
+            await m1.execute(DropDatabase("x", 1))
+
+        play(body)
+
+    court.finds_in(scenario, "found by DropsHitWhatTheyMeant")
+
+
+def test_a_checkpoint_that_is_answered_early(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any other write; then the disk of who has the documents is lost."""
+    monkeypatch.setattr(desk, "_vouches", lambda job: False)
+
+    def scenario(play: Callable[..., Any]) -> None:
+        async def body(c: Cluster) -> None:
+            m1, _ = await c.with_database("x")
+            replicator = workloads.Checkpoints(c, random.Random(1))
+            replicator.anybody = lambda: m1  # type: ignore[method-assign]
+            c.cut([m1], [node for node in c.nodes if node is not m1])
+            c.cut_from_board(m1)
+            await replicator.act(m1)
+            saved = m1.register("x", "local", f"_local/{replicator.client.name}")
+            m1.crash()
+            m1.lose_file()
+            c.losses.disk_lost(m1)
+            c.heal()
+            c.start(m1)
+            await c.settled()
+            assert saved is not None
+            await replicator.read_on()
+
+        play(body, masters=2)
+
+    court.finds_in(scenario, "found by CheckpointsVouch")
+
+
+def test_a_queue_without_an_end(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk is slow, and everything is taken all the same."""
+
+    def wrong(self: Writer, job: Any) -> None:
+        self._waiting_bytes += job.size_bytes
+        self._queue.put(job)
+
+    monkeypatch.setattr(Writer, "submit", wrong)
+
+    def scenario(play: Callable[..., Any]) -> None:
+        async def body(c: Cluster) -> None:
+            m1 = (await c.with_database("x"))[0]
+            m1.commit_s_max = 5.0
+            writing = [asyncio.ensure_future(m1.put("x", f"d{n}", n)) for n in range(40)]
+            await c.until(lambda: all(task.done() for task in writing))
+
+        play(body, limits=Limits(write_queue_jobs_max=20, group_commit_jobs_max=4))
+
+    court.finds_in(scenario, "found by StaysBounded")
+
+
+def test_a_watermark_that_holds_up_all_others(
+    court: Court, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is waited for that cannot be reached: its owner's disk was put back."""
+
+    def wrong(self: Any, vector: dict[int, int]) -> None:
+        while self.ahead and covers(vector, self.ahead[0][1]):
+            self.as_of, self.mark = self.ahead.popleft()
+
+    monkeypatch.setattr(progress._Slot, "reached", wrong)
+    court.finds_in(
+        test_reading.test_a_view_is_young_again_though_its_owner_has_lost_what_it_wrote,
+        "found by LagReturns",
+    )
+
+
 def _covered(ledger: Any, origin: int, slot: str, upto: int) -> None:
     if ledger._known(origin, slot) < upto:
         ledger.vector[origin] = upto
@@ -154,7 +378,7 @@ def test_a_session_that_nobody_waits_for(court: Court, monkeypatch: pytest.Monke
         return None
 
     monkeypatch.setattr(App, "_better", wrong)
-    court.finds(whole_groups, "a write is not read")
+    court.finds(whole_groups, "found by OwnWritesAreRead")
 
 
 def test_a_session_that_a_master_does_not_believe(
@@ -191,7 +415,7 @@ def test_a_cursor_from_the_newest_vector(court: Court, monkeypatch: pytest.Monke
         return f"{seq}{suffix(Cursor(self._numbering, known.generation, dict(newest)))}"
 
     monkeypatch.setattr(Replica, "sequence", wrong)
-    court.finds(whole_groups, "a change is missed")
+    court.finds(whole_groups, "found by FeedsMissNothing")
 
 
 def test_a_cursor_without_a_numbering(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +431,7 @@ def test_a_cursor_without_a_numbering(court: Court, monkeypatch: pytest.MonkeyPa
         return right(self, known, since)
 
     monkeypatch.setattr(Replica, "start", wrong)
-    court.finds(whole_groups, "a change is missed")
+    court.finds(whole_groups, "found by FeedsMissNothing")
 
 
 def test_anti_entropy_that_is_off(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:

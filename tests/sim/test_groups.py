@@ -11,6 +11,7 @@ import pytest
 
 from divandb.board.base import Refused
 from divandb.cluster import peers, topics
+from divandb.config import Limits
 from divandb.store import registers, snapshot
 from tests.sim.client import Answer, Client
 from tests.sim.cluster import STEADY, Cluster
@@ -310,6 +311,24 @@ def test_masters_fetch_from_each_other_while_the_board_is_away(play: Play) -> No
         c.board.up = True
 
     play(body, masters=2, replicas=2)
+
+
+def test_a_lone_master_whose_file_is_gone_finds_it_all_at_its_replicas(play: Play) -> None:
+    """There is no other master whom it would ask, and replicas push nothing: it asks them."""
+
+    async def body(c: Cluster) -> None:
+        (m1,) = await c.with_database("x")
+        revs = [await m1.put("x", f"d{number}", number) for number in range(20)]
+        await c.settled()
+        m1.crash()
+        m1.lose_file()
+        c.losses.disk_lost(m1)
+        c.board.truncate(keep=0)
+        c.start(m1)
+        await c.until(lambda: m1.leaves("x", "d19") == [revs[19]], 10)
+        await m1.put("x", "d0", "again", parent=revs[0])
+
+    play(body, masters=1, replicas=2)
 
 
 def test_what_a_master_has_applied_and_not_passed_on_it_passes_on_later(play: Play) -> None:
@@ -679,3 +698,73 @@ def test_registers_set_at_replicas_end_alike(play: Play) -> None:
         assert b"last" in (c.masters[-1].register("x", registers.SECURITY, "") or b"")
 
     play(body, masters=2, replicas=2)
+
+
+def test_trace_26_what_is_visible_is_seen_by_all_who_know_how_old_their_view_is(play: Play) -> None:
+    """A replica is cut off and goes on answering. Once a write is called visible, it either shows
+    it or says that it does not know how old its view is.
+    """
+
+    async def body(c: Cluster) -> None:
+        m1, replica = c.group("m1")[:2]
+        client, reader = Client(c), Client(c, "reader")
+        await client.put(m1, "/x", {})
+        await c.settled()
+        c.cut([replica], [node for node in c.nodes if node is not replica])
+        c.cut_from_board(replica)
+        visible: list[float] = []
+
+        async def write() -> None:
+            answer = await client.put(m1, "/x/d", {"v": 1}, divan_concern="visible")
+            assert answer.header("divan-concern") == "visible"
+            visible.append(c.loop.now_s)
+
+        writing = asyncio.ensure_future(write())
+        knew, since = 0, 0
+        while not visible or c.loop.now_s < visible[0] + 2:
+            asked_s = c.loop.now_s
+            answer = await reader.get(replica, "/x/d")
+            assert answer.status == 404
+            if visible and asked_s > visible[0]:
+                assert answer.header("divan-lag") == "unknown"
+                since += 1
+            else:
+                knew += answer.header("divan-lag") != "unknown"
+            await c.passes(0.01)
+        await writing
+        assert knew and since
+        c.heal()
+
+    play(body, masters=2, replicas=2)
+
+
+def test_trace_20_an_attachment_that_was_collected_comes_back_with_who_still_uses_it(
+    play: Play,
+) -> None:
+    """m1 has written a second document with it, which nobody has, and goes away. The first is
+    deleted, its bytes are unused for long, and collected. Then m1 returns.
+    """
+    data = bytes(range(200)) * 40
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = await c.with_database("x")
+        client = Client(c)
+        first = await m1.put_attachment("x", "a", data)
+        await c.settled()
+        c.cut(c.group("m1"), c.group("m2"))
+        c.cut_from_board(m1)
+        second = await m1.put_attachment("x", "b", data)
+        m1.crash()
+        await m2.put("x", "a", 0, parent=first, deleted=True)
+        await c.settled(c.group("m2"))
+        for node in c.group("m2"):
+            assert (await client.post(node, "/x/_compact", {})).status == 202
+        await c.until(lambda: all(not node.count("blob") for node in c.group("m2")), 60)
+        c.heal()
+        c.start(m1)
+        await c.settled()
+        assert all(node.leaves("x", "b") == [second] for node in c.nodes)
+        for node in c.nodes:
+            assert await client.bytes(node, "/x/b/a", 0, len(data) - 1) == data
+
+    play(body, masters=2, replicas=1, limits=Limits(unused_blob_age_s=5))

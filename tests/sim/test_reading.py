@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from divandb.config import Limits
+from tests.sim.checkers import LagReturns
 from tests.sim.client import Client, Follower, Notebook
 from tests.sim.cluster import STEADY, Cluster
 from tests.sim.node import Node
@@ -469,3 +470,33 @@ def test_who_is_asked_instead_says_when_it_is_behind_too(play: Play) -> None:
         c.start(m1)
 
     play(body, masters=3)
+
+
+def test_a_view_is_young_again_though_its_owner_has_lost_what_it_wrote(play: Play) -> None:
+    """Its disk was put back to a time before writes that it has told of, and nobody has: they do
+    not come, and what it says since counts.
+    """
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = await c.with_database("x")
+        earlier = m1.platter.image()
+        # It tells m2 of a write that nobody gets.
+        c.cut_from_board(m1)
+        m2.peers.fetch = None
+        await m1.put("x", "lost", 1)
+        await c.passes(1)
+        assert int(dict(m2.standing.age())["divan-lag"]) > 500
+        c.cut(m1, m2)
+        m1.crash()
+        m1.platter.put_back(earlier)
+        c.losses.disk_lost(m1)
+        c.start(m1)
+        m2.peers.fetch = m2.fetcher.fetch
+        c.heal()
+        c.healed()
+        await c.passes(LagReturns.within_s + 1)
+        for node in (m1, m2):
+            assert int(dict(node.standing.age())["divan-lag"]) < 1000
+        assert not m2.leaves("x", "lost")
+
+    play(body, masters=2, replicas=0)

@@ -166,6 +166,28 @@ def test_trace_8_ancestries_that_were_cut_still_merge_the_same(play: Callable[..
     play(body, revs_limit=3)
 
 
+def test_trace_8_who_was_away_for_longer_has_no_leaf_more(play: Callable[..., None]) -> None:
+    """It has revision 5 and is given 20, whose ancestry, cut to 3, does not name 5 any more."""
+
+    async def body(c: Cluster) -> None:
+        m1, m2, m3 = c.masters
+        await m1.create("x")
+        rev = await m1.put("x", "d", 0)
+        for number in range(1, 5):
+            rev = await m1.put("x", "d", number, parent=rev)
+        await c.settled()
+        c.board.up = False
+        c.cut([m3], [node for node in c.nodes if node is not m3])
+        for number in range(5, 20):
+            rev = await m1.put("x", "d", number, parent=rev)
+        c.board.up = True
+        c.heal()
+        await c.settled()
+        assert m1.leaves("x", "d") == m2.leaves("x", "d") == m3.leaves("x", "d") == [rev]
+
+    play(body, revs_limit=3)
+
+
 def test_trace_9_a_purge_does_not_come_back_with_the_next_event(play: Callable[..., None]) -> None:
     async def body(c: Cluster) -> None:
         m1, m2, _ = c.masters
@@ -193,6 +215,34 @@ def test_trace_10_no_number_is_used_twice_after_a_crash(play: Callable[..., None
         c.start(m1)
         await m1.put("x", "d", 1)
         assert m1.ledger.origin != first
+
+    play(body)
+
+
+def test_trace_10_no_number_is_used_twice_when_a_folder_is_put_back(
+    play: Callable[..., None],
+) -> None:
+    """It is that of an earlier day. What was written since has left it, and stays; what it writes
+    from now on has another origin.
+    """
+
+    async def body(c: Cluster) -> None:
+        m1, m2, _ = await c.with_database("x")
+        await m1.put("x", "before", 1)
+        earlier = m1.platter.image()
+        revs = [await m1.put("x", f"d{number}", number) for number in range(5)]
+        await c.settled()
+        origin = m1.ledger.origin
+        m1.crash()
+        m1.platter.put_back(earlier)
+        c.losses.disk_lost(m1)
+        c.start(m1)
+        rev = await m1.put("x", "after", 1)
+        assert m1.ledger.origin != origin
+        await c.settled()
+        assert not c.history.excused
+        assert all(m2.leaves("x", f"d{number}") == [revs[number]] for number in range(5))
+        assert m2.leaves("x", "after") == [rev]
 
     play(body)
 

@@ -8,7 +8,9 @@ until it goes on, as SIGSTOP does it; those of a dead one are held until the run
 import asyncio
 import contextvars
 import selectors
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from heapq import heappop, heappush
 from typing import Any, Optional, TypeVar
 
 T = TypeVar("T")
@@ -26,26 +28,38 @@ class Gone(Exception):
     """The process that was asked is no more."""
 
 
-class _Jumping(selectors.SelectSelector):
-    loop: "SimLoop"
+class _Silent(selectors.SelectSelector):
+    """Nothing ever comes from outside."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:
-            raise Stuck
-        self.loop.now_s += max(timeout, 0.0)
         return []
+
+
+class _Step(asyncio.TimerHandle):
+    """A callback that is to run, perhaps at a time; of a process, or of nobody."""
+
+    __slots__ = ("process",)
+
+    def __init__(
+        self, when: float, callback: Callable[..., Any], args: tuple[Any, ...], loop: "SimLoop",
+        context: contextvars.Context,
+    ) -> None:  # fmt: skip
+        super().__init__(when, callback, args, loop, context)
+        self.process: Process | None = context.get(_PROCESS)
 
 
 class SimLoop(asyncio.SelectorEventLoop):
     """asyncio with its own time; the same seed gives the same order of everything."""
 
     def __init__(self) -> None:
-        selector = _Jumping()
-        selector.loop = self
         self.now_s = 0.0
         self.nobody = contextvars.Context()
         """Of what belongs to no process: the network, the board, and whoever tests them."""
-        super().__init__(selector)
+        self._steps: deque[_Step] = deque()
+        self._timers: list[tuple[float, int, _Step]] = []
+        """A heap. Those of one moment run in the order in which they were set."""
+        self._timers_set = 0
+        super().__init__(_Silent())
 
     def time(self) -> float:
         return self.now_s
@@ -55,25 +69,19 @@ class SimLoop(asyncio.SelectorEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:  # fmt: skip
         context = contextvars.copy_context() if context is None else context
-        process = context.get(_PROCESS)
-        if process is None:
-            return super().call_soon(callback, *args, context=context)
-        step = _Step(process, callback, args, context)
-        step.handle = super().call_soon(step, context=context)
-        return step.handle
+        step = _Step(self.now_s, callback, args, self, context)
+        self._steps.append(step)
+        return step
 
     def call_at(
         self, when: float, callback: Callable[..., Any], *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:  # fmt: skip
         context = contextvars.copy_context() if context is None else context
-        process = context.get(_PROCESS)
-        if process is None:
-            return super().call_at(when, callback, *args, context=context)
-        step = _Step(process, callback, args, context)
-        timer = super().call_at(when, step, context=context)
-        step.handle = timer
-        return timer
+        step = _Step(when, callback, args, self, context)
+        self._timers_set += 1
+        heappush(self._timers, (when, self._timers_set, step))
+        return step
 
     def call_soon_threadsafe(
         self, callback: Callable[..., Any], *args: Any,
@@ -85,32 +93,32 @@ class SimLoop(asyncio.SelectorEventLoop):
         """Have something happen that belongs to no process."""
         self.call_at(self.now_s + delay_s, callback, *args, context=self.nobody)
 
+    def resume(self, held: Iterable[_Step]) -> None:
+        """What was held may run now, in its order."""
+        self._steps.extend(held)
 
-class _Step:
-    """A callback of a process: it runs, or waits while the process does not."""
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It stays where it is, and does nothing when its time comes."""
 
-    __slots__ = ("args", "callback", "context", "handle", "process")
-
-    def __init__(
-        self, process: "Process", callback: Callable[..., Any], args: tuple[Any, ...],
-        context: contextvars.Context,
-    ) -> None:  # fmt: skip
-        self.process = process
-        self.callback = callback
-        self.args = args
-        self.context = context
-        self.handle: asyncio.Handle
-
-    def __call__(self) -> None:
-        if self.process.is_running:
-            self.callback(*self.args)
-        else:
-            self.process.held.append(self)
-
-    def again(self) -> None:
-        """It was held, and may run now."""
-        if not self.handle.cancelled():
-            self.callback(*self.args)
+    def _run_once(self) -> None:
+        """In place of asyncio's: jumps to the next timer instead of waiting for it."""
+        steps, timers = self._steps, self._timers
+        if not steps and not self._stopping:
+            while timers and timers[0][2]._cancelled:
+                heappop(timers)
+            if not timers:
+                raise Stuck
+            self.now_s = max(self.now_s, timers[0][0])
+        while timers and timers[0][0] <= self.now_s:
+            steps.append(heappop(timers)[2])
+        for _ in range(len(steps)):
+            step = steps.popleft()
+            if step._cancelled:
+                continue
+            if step.process is None or step.process.is_running:
+                step._run()
+            else:
+                step.process.held.append(step)
 
 
 class Process:
@@ -134,6 +142,11 @@ class Process:
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop, context=self._loop.nobody)
         return task
+
+    @property
+    def tasks(self) -> int:
+        """How many it was asked to do and has not ended."""
+        return len(self._tasks)
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Have something done there, from outside; raises ``Gone`` if the process dies first."""
@@ -162,9 +175,7 @@ class Process:
     def release(self) -> None:
         """Let happen what was held."""
         held, self.held = self.held, []
-        for step in held:
-            if not step.handle.cancelled():
-                self._loop.call_soon(step.again, context=step.context)
+        self._loop.resume(held)
 
     def kill(self) -> None:
         """SIGKILL: no ``finally``, no last word."""

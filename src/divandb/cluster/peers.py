@@ -385,7 +385,8 @@ class Peers:
         self.renewed = max(self.renewed, self._awake[0])
         peer = self._learn(told, now)
         if peer is not None and peer.member.slot == self._config.slot and self.tenure.is_owner:
-            # An owner that has returned may hold writes that nobody else has.
+            # An owner that has returned may hold writes that nobody else has; an owner whose
+            # disk was replaced finds at its group what it wrote before.
             self._look_for_gaps(peer, now)
         return self.said(names_all=told.asks)
 

@@ -39,9 +39,16 @@ class _Slot:
         self.ahead: deque[tuple[float, dict[int, int]]] = deque()
 
     def reached(self, vector: Vector) -> None:
-        """Take over what the vector covers by now."""
-        while self.ahead and covers(vector, self.ahead[0][1]):
-            self.as_of, self.mark = self.ahead.popleft()
+        """Take over the latest that the vector covers by now.
+
+        Those before it go, too, covered or not: what an owner has lost with its disk, and says no
+        more that it wrote, may never come.
+        """
+        for place in range(len(self.ahead), 0, -1):
+            if covers(vector, self.ahead[place - 1][1]):
+                for _ in range(place):
+                    self.as_of, self.mark = self.ahead.popleft()
+                return
 
 
 class Reach:
