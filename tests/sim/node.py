@@ -469,6 +469,7 @@ def _open_writer(node: Node) -> None:
     node._wrote = asyncio.Event()
     delivery = _Delivery(
         node.cluster.loop, node.catalog, node.settings, node.authenticator, node.replica,
+        lambda databases: None,  # nobody queries here
         node.upkeep, node.progress, node.boarded, node._wrote, lambda: node.ledger.origin,
         node.config.slot,
     )  # fmt: skip
@@ -541,7 +542,7 @@ def _open_front(node: Node) -> None:
         peers=node.peers, standing=node.standing, snapshots=node.shelf,
         forwarder=node.forwarder, witness=node.witness, verifier=node.verifier,
         give=node.giver.give,
-        carry_out=desk.submit, failover=node.failover, condition=dict,
+        carry_out=desk.submit, finder=None, failover=node.failover, condition=dict,
         is_ready=lambda: True, numbers=dict,
     )  # fmt: skip
     node.app = App(node.services, TABLES)
