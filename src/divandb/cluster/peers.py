@@ -279,7 +279,12 @@ class Peers:
         try:
             while True:
                 self._awake = (self._awake[1], self._clock.monotonic())
-                for peer in self._targets():
+                targets = self._targets()
+                for peer in self.all():
+                    if (peer.missed or peer.refuses) and peer not in targets:
+                        # Nobody asks it any more: what is known of it is what others say.
+                        peer.refuses, peer.missed = False, 0
+                for peer in targets:
                     peer.missed += peer.asked is not None or peer.refuses
                     self.probe(peer)
                 due = max(due + interval_s, loop.time())
