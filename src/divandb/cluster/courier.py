@@ -44,6 +44,10 @@ class _Attempt(NamedTuple):
     until: float
 
 
+class _Silent(LinkBroken):
+    """It was given up, and may only be slow."""
+
+
 class Courier:
     """Takes jobs as the writer does; a master carries them out."""
 
@@ -133,7 +137,8 @@ class Courier:
                 passed.add(peer.member.name)
                 if broken.sent:
                     _mark_repeats(jobs)
-                else:
+                if not isinstance(broken, _Silent):
+                    # Until it answers a heartbeat: a dead process's port may still take calls.
                     peer.refuses = True
                 continue
             if reply.status == MISDIRECTED:
@@ -175,7 +180,7 @@ class Courier:
             if trip in self._under_way:
                 raise
             trip.uncancel()
-            raise LinkBroken(f"{peer.member.name} is silent", sent=True) from None
+            raise _Silent(f"{peer.member.name} is silent", sent=True) from None
         finally:
             self._under_way.pop(trip, None)
 
