@@ -98,6 +98,8 @@ TABLES: list[RouteTable] = [
 ]  # fmt: skip
 SYSTEM_DATABASES = ("_users", "_replicator")
 SWITCH_INTERVAL_S = 0.001
+YOUNG_OBJECTS_MAX = 20_000
+"""So many new objects that others may refer to before cycles among them are looked for."""
 OFFLOAD_THREADS = 2
 GRACE_S = 5
 TICK_S = 1.0
@@ -111,6 +113,8 @@ def serve(config: Config, sockets: Sockets) -> None:
     """
     # The writer's thread must not wait 5 ms for the loop to let go of the interpreter.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # Hardly anything here is a cycle: Python's own 700 are a batch of writes.
+    gc.set_threshold(YOUNG_OBJECTS_MAX)
     # What is wrong with a request its sender hears; a log that anybody can fill helps nobody.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
