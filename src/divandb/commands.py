@@ -159,3 +159,5 @@ class Job(msgspec.Struct):
     """Applied on so many nodes of so many, as far as ``VISIBLE`` was asked for."""
     doubtful: bool = False
     """Was there an attempt that nobody answered?"""
+    is_inner: bool = False
+    """Is ``done`` to be called on the writer's thread, where it came from?"""

@@ -128,7 +128,7 @@ def _board(role: Role) -> dict[str, Any]:
                 "end": one.end,
                 "failing": one.failing,
             }
-            for name, one in role.appliers.items()
+            for name, one in list(role.appliers.items())
         },
     }
 

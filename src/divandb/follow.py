@@ -188,8 +188,10 @@ class Follower:
                 done, tasks = await asyncio.wait(
                     tasks, timeout=LOOK_FOR_PARTITIONS_S, return_when=asyncio.FIRST_EXCEPTION
                 )
-                for task in done:
-                    task.result()
+                # Each is asked, also behind one that failed: else Python complains at the end.
+                for fault in [task.exception() for task in done]:
+                    if fault is not None:
+                        raise fault
                 if count is not None:
                     new = await self._new(count)
                     count += len(new)

@@ -16,8 +16,8 @@ import dataclasses
 import math
 import socket
 import ssl
-from collections.abc import Mapping
-from typing import NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -33,6 +33,7 @@ _WAKE_S_MIN = 0.001
 _JOINED_BYTES_MAX = 64 * 2**10
 """Head and body go out in one write up to this size: two writes cost more than a copy."""
 _LATE = "gave no answer in time"
+Dialed = TypeVar("Dialed", bound=asyncio.Protocol)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Link:
             is_reused = connection is not None
             while True:
                 if connection is None:
-                    connection = await self._connected(until)
+                    _, connection = await self._connected(until, self._connection)
                 head = f"{first}{connection.address.common}{rest}".encode("latin-1")
                 try:
                     reply = await connection.ask(head, body, body_bytes_max, until)
@@ -182,6 +183,14 @@ class Link:
             return reply
         finally:
             slots.release()
+
+    async def dial(self, make: Callable[[], Dialed]) -> tuple[Dialed, str]:
+        """A connection for the caller alone, which its protocol has to close, and the header lines
+        with which each request on it begins. Raises ``LinkBroken``.
+        """
+        until = asyncio.get_running_loop().time() + self._bounds.answer_s_max
+        address, made = await self._connected(until, lambda _: make())
+        return made, address.common
 
     def set_url(self, url: str) -> None:
         """Go to another address from now on. What is under way is finished where it was sent; what
@@ -290,27 +299,35 @@ class Link:
 
     # Connecting
 
-    async def _connected(self, until: float) -> "_Connection":
+    def _connection(self, address: _Address) -> "_Connection":
+        return _Connection(self, address)
+
+    async def _connected(
+        self, until: float, make: Callable[[_Address], Dialed]
+    ) -> tuple[_Address, Dialed]:
         try:
             async with asyncio.timeout_at(until):
                 while True:
                     await self._back_off()
                     if self._closed:
                         raise self._never("is not asked: the link is closed")
-                    connection = await self._connect(self._address)
-                    if connection is not None:
-                        return connection
+                    address = self._address
+                    made = await self._connect(address, make)
+                    if made is not None:
+                        return address, made
         except TimeoutError:
             raise self._never(_LATE) from None
 
-    async def _connect(self, address: _Address) -> "_Connection | None":
+    async def _connect(
+        self, address: _Address, make: Callable[[_Address], Dialed]
+    ) -> Dialed | None:
         """A new connection; ``None`` if the link was moved or closed meanwhile."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
             async with asyncio.timeout(self._bounds.connect_s_max):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self, address), address.host, address.port, ssl=address.tls
+                transport, made = await loop.create_connection(
+                    lambda: make(address), address.host, address.port, ssl=address.tls
                 )
         except (OSError, ValueError) as problem:  # TimeoutError is an OSError
             if address is not self._address:
@@ -318,10 +335,10 @@ class Link:
             self._failed(began)
             raise self._never(_why_not(problem)) from None
         if address is not self._address or self._closed:
-            connection.close()
+            transport.close()
             return None
         self._failures = 0
-        return connection
+        return made
 
     def _failed(self, began: float) -> None:
         # Attempts that were made side by side count as one.

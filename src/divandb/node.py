@@ -4,7 +4,8 @@
     as replica  apply what its master's board brings
 
 A role is something that one is inside of: leaving ``as_master`` or ``as_replica`` ends all of it.
-``run`` is inside of the one that the tenure says, and changes when that changes.
+``run`` is inside of the one that the tenure says, and changes when that changes. It lives
+on the clients' loop; publisher, appliers and relay on the writer's thread (``Parts.there``).
 
 Whoever takes a slot over (``cluster.failover``) begins where its predecessor's word on the
 Replicas' Board says: the Masters' Board from there on, the slot's own partition too, and then what
@@ -15,7 +16,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from divandb.applier import Applier
@@ -24,7 +25,6 @@ from divandb.board.source import BoardSource
 from divandb.clock import COUNTER_BITS, Clock, Rng
 from divandb.cluster import topics
 from divandb.cluster.estate import Estate
-from divandb.cluster.fetching import Fetcher
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.relay import Relay
@@ -64,6 +64,7 @@ Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
 Pace = Callable[[float, int], Awaitable[None]]
 Give = Callable[[Vector], AsyncIterator[bytes]]
 OpenBoard = Callable[[BoardAccess], EventBoard]
+There = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
 
 
 @dataclasses.dataclass
@@ -75,16 +76,24 @@ class Parts:
     open_board: OpenBoard
     limits: BoardLimits
     reading: Connection
+    writing: Connection
+    """For reading on the writer's thread."""
+    there: There
+    """Has something done on the writer's thread."""
     execute: Execute
+    """From either thread."""
     has_gap: Callable[[], bool]
     """Was anything applied ahead of the vector?"""
     progress: Progress
     boarded: Reach
     """What of this node's own writes is on the Masters' Board."""
+    published: Callable[[Vector], None]
+    """Told of more of it on the writer's thread."""
     wrote: asyncio.Event
-    """Set when this node's outbox grows."""
+    """Set on the writer's thread when this node's outbox grows."""
     peers: Peers
-    fetcher: Fetcher
+    catch_up: Callable[[], Awaitable[bool]]
+    """Asks a peer for what is missing: was there an answer? From either thread."""
     give: Give
     """What lies beyond a vector here."""
     set_synchronous: Callable[[int], None]
@@ -102,6 +111,8 @@ class Role:
     def __init__(self) -> None:
         self.board: EventBoard | None = None
         """The boards as this role sees them."""
+        self.there: There
+        """Has something done on the writer's thread."""
         self.publisher: Publisher | None = None
         self.relay: Relay | None = None
         self.estate: Estate | None = None
@@ -135,7 +146,7 @@ class Role:
             return False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await publisher.flush()
+                await self.there(publisher.flush())
                 while relay.waits:
                     await asyncio.sleep(POLL_S)
                 return True
@@ -172,7 +183,7 @@ async def _on_boards(parts: Parts, role: Role) -> AsyncIterator[EventBoard]:
     access = parts.tenure.board
     assert access is not None
     board = parts.open_board(access)
-    role.board = board
+    role.board, role.there = board, parts.there
     try:
         yield board
     finally:
@@ -196,8 +207,9 @@ async def as_master(parts: Parts, role: Role) -> AsyncIterator[None]:
         estate = role.estate = _estate(parts, boards)
         estate.begin(left)
         loops = [
-            role.publisher.run(), relay.run(), _follow_slots(parts, role, boards),
-            _watch_limits(parts, role, boards), _tell_place(parts, role, boards),
+            parts.there(role.publisher.run()), parts.there(relay.run()),
+            _follow_slots(parts, role, boards), _watch_limits(parts, role, boards),
+            _tell_place(parts, role, boards),
         ]  # fmt: skip
         async with _running(loops):
             async with _succession(parts, role, boards, is_new=left is not None):
@@ -248,13 +260,13 @@ class _Boards:
 
 def _publisher(parts: Parts, boards: _Boards) -> Publisher:
     def published(origin: int, oseq: int) -> None:
-        parts.boarded.advance({**parts.boarded.vector, origin: oseq})
+        parts.published({origin: oseq})
 
     return Publisher(
         lambda after, rows_max: outbox.page(
-            parts.reading, after, rows_max, parts.limits.batch_bytes_max
+            parts.writing, after, rows_max, parts.limits.batch_bytes_max
         ),
-        lambda attached: outbox.chunks(parts.reading, attached),
+        lambda attached: outbox.chunks(parts.writing, attached),
         boards.to_all,
         lambda upto: parts.execute(lambda ledger: outbox.trim(ledger.connection, upto), 0),
         parts.wrote, parts.rng, parts.log,
@@ -296,7 +308,7 @@ async def _settle(parts: Parts, role: Role, boards: _Boards, *, is_new: bool) ->
     if is_new:
         end = await _end_of_own(parts, boards)
         applier = _applier(parts, boards.board, boards.shared, boards.partition, relay, estate)
-        async with _running([applier.run()]):
+        async with _running([parts.there(applier.run())]):
             while applier.position.next < end:
                 await asyncio.sleep(POLL_S)
     await estate.run()
@@ -378,7 +390,7 @@ async def _follow_slots(parts: Parts, role: Role, boards: _Boards) -> None:
                 if partition != boards.partition and slot not in role.appliers:
                     applier = _applier(parts, boards.board, topic, partition, relay)
                     role.appliers[slot] = applier
-                    tasks.append(asyncio.create_task(applier.run()))
+                    tasks.append(asyncio.create_task(parts.there(applier.run())))
             await asyncio.sleep(pause_s)
     finally:
         await _ended(tasks)
@@ -391,7 +403,7 @@ async def as_replica(parts: Parts, role: Role) -> AsyncIterator[None]:
     async with _on_boards(parts, role) as board:
         parts.set_synchronous(SYNC_SOME)
         applier = role.appliers[REPLICAS] = _applier(parts, board, topic, 0, None)
-        async with _running([applier.run(), _tidy(parts)]):
+        async with _running([parts.there(applier.run()), _tidy(parts)]):
             yield
 
 
@@ -439,7 +451,7 @@ def _applier(
         await parts.execute(step, sum(map(len, messages)))
 
     return Applier(
-        source, position, take, parts.has_gap, parts.fetcher.catch_up,
+        source, position, take, parts.has_gap, parts.catch_up,
         parts.rng, parts.log, pace=parts.pace, applied=relay.put if relay is not None else None,
     )  # fmt: skip
 

@@ -353,6 +353,10 @@ class Replica:
         if not waiting:
             self._waiters.pop(known.num, None)
 
+    def is_watched(self, nums: Iterable[int]) -> bool:
+        """Does anybody watch one of these databases? May be asked on any thread."""
+        return any(num in self._waiters for num in nums)
+
     def wake(self, nums: Iterable[int]) -> None:
         """These databases changed: their feeds go on."""
         for num in nums:

@@ -4,7 +4,6 @@ The one place that names concrete classes.
 """
 
 import asyncio
-import dataclasses
 import functools
 import gc
 import logging
@@ -22,7 +21,8 @@ import uvicorn
 import uvloop
 
 from divandb import node as roles
-from divandb.auth import users
+from divandb.across import across
+from divandb.board.across import BoardAcross
 from divandb.board.base import BoardLimits, EventBoard
 from divandb.board.embedded import EmbeddedBoard
 from divandb.catalog import Catalog
@@ -45,6 +45,7 @@ from divandb.cluster.witness import Witness
 from divandb.commands import Job
 from divandb.condition import Inside, condition
 from divandb.config import MASTER, BoardAccess, Config, TlsFiles
+from divandb.delivery import Delivery
 from divandb.entry import Entry
 from divandb.errors import DivanError
 from divandb.finder import Finder
@@ -80,15 +81,14 @@ from divandb.node import Parts, Role
 from divandb.pulse import Sockets, keep_listening
 from divandb.replica import Replica
 from divandb.settings import Settings
-from divandb.store import arrivals, file, indexes, outbox, registers, succession
+from divandb.store import arrivals, file, indexes, outbox, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
-from divandb.store.ledger import Changes, Ledger
+from divandb.store.ledger import Ledger
 from divandb.store.upkeep import Upkeep, all_kept, no_board, tend
 from divandb.store.writer import Writer
 from divandb.telemetry import LineLog
 from divandb.tenure import Tenure
 from divandb.tls import HANDSHAKE_S_MAX, Tls
-from divandb.vector import Vector
 
 TABLES: list[RouteTable] = [
     cluster.ROUTES, snapshots.ROUTES, verify.ROUTES,
@@ -98,6 +98,8 @@ TABLES: list[RouteTable] = [
 ]  # fmt: skip
 SYSTEM_DATABASES = ("_users", "_replicator")
 SWITCH_INTERVAL_S = 0.001
+YOUNG_OBJECTS_MAX = 20_000
+"""So many new objects that others may refer to before cycles among them are looked for."""
 OFFLOAD_THREADS = 2
 GRACE_S = 5
 TICK_S = 1.0
@@ -111,6 +113,8 @@ def serve(config: Config, sockets: Sockets) -> None:
     """
     # The writer's thread must not wait 5 ms for the loop to let go of the interpreter.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # Hardly anything here is a cycle: Python's own 700 are a batch of writes.
+    gc.set_threshold(YOUNG_OBJECTS_MAX)
     # What is wrong with a request its sender hears; a log that anybody can fill helps nobody.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -276,7 +280,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         upkeep = Upkeep(ledger, gauge, clock, limits, all_kept if config.board else no_board)
         boarded = Reach(outbox.unpublished(reading))
         wrote = asyncio.Event()
-        delivery = _Delivery(
+        delivery = Delivery(
             loop, catalog, settings, authenticator, replica, indexer.changed, upkeep, progress,
             boarded, wrote, lambda: ledger.origin, config.slot,
         )  # fmt: skip
@@ -285,6 +289,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             limits,
             delivery.hand_over,
             _fatal(log, broken),
+            uvloop.new_event_loop,
         )
         writer.start()
         stack.callback(writer.stop)
@@ -391,10 +396,19 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         # What runs beside requests
         if config.board is not None:
             limits_of_board = BoardLimits()
+
+            def opened_there(access: BoardAccess) -> EventBoard:
+                return BoardAcross(open_board(access, rng, limits_of_board, tls), writer.loop)
+
+            def on_either(step: Callable[[Ledger], Any], size_bytes: int) -> Any:
+                is_inner = asyncio.get_running_loop() is writer.loop
+                return _result(writer.submit, step, size_bytes, is_inner=is_inner)
+
             parts = Parts(
-                config, tenure, lambda access: open_board(access, rng, limits_of_board, tls),
-                limits_of_board, reading, execute, lambda: ledger.has_gap, progress,
-                boarded, wrote, peers, fetcher, giver.give,
+                config, tenure, opened_there, limits_of_board, reading, ledger.connection,
+                functools.partial(across, writer.loop), on_either, lambda: ledger.has_gap,
+                progress, boarded, delivery.published, wrote, peers,
+                lambda: across(loop, fetcher.catch_up()), giver.give,
                 functools.partial(setattr, ledger, "synchronous"), lambda: ledger.origin,
                 Share(limits.applier_share_max, lambda: node.asked()).pace, clock, rng, log,
             )  # fmt: skip
@@ -430,8 +444,12 @@ def open_board(
     return EmbeddedBoard(access.url, access.principal, access.secret, rng, limits, tls=tls)
 
 
-async def _result(submit: Callable[[Job], None], command: Any, size_bytes: int) -> Any:
-    """A command's result once its commit is through, its error raised."""
+async def _result(
+    submit: Callable[[Job], None], command: Any, size_bytes: int, *, is_inner: bool = False
+) -> Any:
+    """A command's result once its commit is through, its error raised. ``is_inner``: asked for on
+    the writer's thread.
+    """
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def done(job: Job) -> None:
@@ -442,7 +460,7 @@ async def _result(submit: Callable[[Job], None], command: Any, size_bytes: int) 
         else:
             answer.set_result(job.result)
 
-    submit(Job(command, size_bytes, done))
+    submit(Job(command, size_bytes, done, is_inner=is_inner))
     return await answer
 
 
@@ -454,62 +472,6 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Delivery:
-    """Commits on their way from the writer's thread to everybody on the loop."""
-
-    loop: asyncio.AbstractEventLoop
-    catalog: Catalog
-    settings: Settings
-    authenticator: Authenticator
-    replica: Replica
-    index: Callable[[set[int]], None]
-    """Told of the databases that have changed."""
-    upkeep: Upkeep
-    progress: Progress
-    boarded: Reach
-    wrote: asyncio.Event
-    own_origin: Callable[[], int | None]
-    slot: str
-
-    def hand_over(self, jobs: list[Job], made: Changes | None) -> None:
-        """On the writer's thread: one wake-up of the loop a batch."""
-        self.loop.call_soon_threadsafe(self._answer, jobs, made)
-
-    def _answer(self, jobs: list[Job], made: Changes | None) -> None:
-        """What was committed shows everywhere before any client hears of it."""
-        if made is not None:
-            self._spread(made)
-        for job in jobs:
-            job.done(job)
-
-    def _spread(self, made: Changes) -> None:
-        if made.databases or made.registers:
-            self.catalog.refresh(made)
-        settings = [key for _, kind, key in made.registers if kind == registers.SETTING]
-        if settings:
-            self.settings.refresh(self.replica.settings())
-            self.authenticator.settings_changed(settings)
-        known = self.catalog.find(users.USERS_DB)
-        if made.databases or (known is not None and known.num in made.documents):
-            self.authenticator.users_changed()
-        if made.vector is not None:
-            self._move_on(made.vector)
-        self.replica.wake(made.documents | made.databases)
-        self.index(made.documents | made.databases)
-        self.upkeep.changed.set()
-
-    def _move_on(self, vector: Vector) -> None:
-        origin = self.own_origin()
-        if origin is not None:
-            self.progress.slots.setdefault(origin, self.slot)
-            if origin not in self.boarded.vector:
-                self.boarded.vector = {**self.boarded.vector, origin: 0}
-            if vector.get(origin, 0) > self.progress.vector.get(origin, 0):
-                self.wrote.set()
-        self.progress.advance(vector)
 
 
 async def _first_start(entry: Entry, catalog: Catalog, settings: Settings, rng: SystemRng) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import itertools
 import os
 import signal
@@ -14,14 +15,25 @@ from pathlib import Path
 
 import pytest
 
+from divandb.board import records
 from divandb.board.access import basic
-from divandb.board.base import BoardLimits, Damaged, EventBoard, Full, Right, Unreachable
+from divandb.board.base import (
+    BoardLimits,
+    Damaged,
+    EventBoard,
+    Full,
+    Refused,
+    Right,
+    Unreachable,
+)
 from divandb.board.broker import BrokerLimits
 from divandb.board.embedded import EmbeddedBoard
 from divandb.board.embedded_server import InUse
-from divandb.board.wire import WireLimits
+from divandb.board.embedded_tail import Tail
+from divandb.board.log import LogSettings
+from divandb.board.wire import Wire, WireLimits
 from divandb.clock import SystemRng
-from divandb.link import LinkBounds
+from divandb.link import Link, LinkBounds
 from divandb.tls import Tls
 from tests.authority import Authority
 from tests.conformance.conftest import ADMIN, Embedded, secret_of
@@ -220,6 +232,193 @@ async def test_an_answer_not_taken_ends_the_connection(tmp_path: Path) -> None:
             await asyncio.sleep(1.5)
             with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
                 await reader.readexactly(8 * LARGE)
+
+
+# Feeds
+
+
+def feeds_of(embedded: Embedded) -> int:
+    return len(embedded.broker._partitions["t"][0].feeds)
+
+
+async def reading_on(embedded: Embedded, principal: str = ADMIN) -> EventBoard:
+    """A reader that has read to 1, and is sent what comes."""
+    admin = await with_topic(embedded)
+    await admin.publish("t", 0, [b"0"])
+    reader = await embedded.connect(principal)
+    assert (await reader.read("t", 0, 0, bytes_max=LARGE, wait_s=5)).next == 1
+    assert (await reader.read("t", 0, 1, bytes_max=LARGE, wait_s=0.05)).messages == []
+    assert feeds_of(embedded) == 1
+    return reader
+
+
+async def test_a_reader_who_reads_on_is_sent_what_comes(embedded: Embedded) -> None:
+    reader = await reading_on(embedded)
+    offset = 1
+    for number in range(1, 50):
+        await reader.publish("t", 0, [b"%d" % number])
+        batch = await reader.read("t", 0, offset, bytes_max=LARGE, wait_s=5)
+        assert (batch.messages, batch.first, batch.end) == ([b"%d" % number], number, number + 1)
+        offset = batch.next
+    assert feeds_of(embedded) == 1
+    assert (await reader.read("t", 0, 7, bytes_max=1, wait_s=5)).messages == [b"7"]
+
+
+async def test_what_a_feed_has_brought_is_given_in_batches_of_the_size_asked_for(
+    embedded: Embedded,
+) -> None:
+    reader = await reading_on(embedded)
+    for number in range(1, 30):
+        await reader.publish("t", 0, [b"%05d" % number] * 2)
+    found: list[bytes] = []
+    offset = 1
+    while len(found) < 58:
+        batch = await reader.read("t", 0, offset, bytes_max=25, wait_s=5)
+        assert 0 < sum(map(len, batch.messages)) <= 25 and batch.first == offset
+        found += batch.messages
+        offset = batch.next
+    assert found == [b"%05d" % (number // 2) for number in range(2, 60)]
+
+
+async def test_a_feed_that_begins_far_back_is_read_from_the_disk(embedded: Embedded) -> None:
+    admin = await with_topic(embedded)
+    for number in range(40):
+        await admin.publish("t", 0, [b"%02d" % number + bytes(3_000)])
+    offset = (await admin.describe("t")).partitions[0].start
+    while offset < 40:
+        batch = await admin.read("t", 0, offset, bytes_max=7_000, wait_s=5)
+        assert [message[:2] for message in batch.messages] == [
+            b"%02d" % number for number in range(batch.first, batch.next)
+        ]
+        offset = batch.next
+    assert feeds_of(embedded) == 1
+
+
+async def test_by_hand_a_feed_is_chunks_and_lives_when_nothing_comes(tmp_path: Path) -> None:
+    async with changed(Embedded(tmp_path), wire=WireLimits(feed_s=0.05)) as embedded:
+        admin = await with_topic(embedded)
+        request = f"GET /board/v1/topics/t/0/feed?offset=0 HTTP/1.1\r\n{AUTHORIZED}\r\n"
+        async with by_hand(embedded) as (reader, writer), asyncio.timeout(10):
+            writer.write(request.encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b" 200 " in head and b"board-identity: " in head
+            assert await next_piece(reader) == (0, 0, b"")
+            assert await next_piece(reader) == (0, 0, b"")
+            await admin.publish("t", 0, [b"hello"])
+            piece = await next_piece(reader)
+            while not piece[2]:
+                piece = await next_piece(reader)
+            assert piece[:2] == (1, 1) and piece[2].endswith(b"hello")
+            await embedded.stop()
+            assert (await reader.read()).endswith(b"0\r\n\r\n")
+
+
+async def next_piece(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
+    size = int(await reader.readline(), 16)
+    return records.piece_at((await reader.readexactly(size + 2))[:-2])
+
+
+async def test_a_feed_that_is_not_taken_holds_little_and_goes_on_where_it_was(
+    tmp_path: Path,
+) -> None:
+    limits = BoardLimits(batch_bytes_max=9 * LARGE)
+    async with changed(Embedded(tmp_path), limits=limits, log=LogSettings()) as embedded:
+        admin = EmbeddedBoard(
+            f"http://127.0.0.1:{embedded.port}", ADMIN, secret_of(ADMIN), SystemRng(), limits
+        )
+        await admin.create_topic("t", 1, {})
+        request = f"GET /board/v1/topics/t/0/feed?offset=0 HTTP/1.1\r\n{AUTHORIZED}\r\n"
+        async with by_hand(embedded) as (reader, writer), asyncio.timeout(20):
+            writer.write(request.encode())
+            await reader.readuntil(b"\r\n\r\n")
+            for _ in range(6):
+                await admin.publish("t", 0, [bytes(100_000)] * 40)
+            [feed] = embedded.broker._partitions["t"][0].feeds
+            assert feed.next < 240
+            assert held_by() < 2 * LARGE
+            offset, size = 0, 0
+            while offset < 240:
+                after, _, data = await next_piece(reader)
+                assert after >= offset
+                offset, size = after, size + len(data)
+            assert size > 240 * 100_000
+        await admin.close()
+
+
+def held_by() -> int:
+    """Bytes that wait in the board to be sent."""
+    wires = [one for one in gc.get_objects() if isinstance(one, Wire)]
+    held = [one._transport for wire in wires for one in wire.connections]
+    return sum(transport.get_write_buffer_size() for transport in held)
+
+
+@pytest.mark.parametrize("change", ["rights", "secret"])
+async def test_a_feed_ends_when_its_reader_has_lost_its_right(
+    embedded: Embedded, change: str
+) -> None:
+    reader = await reading_on(embedded, "m1")
+    admin = await embedded.connect(ADMIN)
+    if change == "rights":
+        await admin.create_topic("t", 1, {"m2": frozenset(Right)})
+    else:
+        await admin.set_principal("m1", "another secret of m1")
+    await admin.publish("t", 0, [b"not for m1"])
+    with pytest.raises(Refused):
+        await reader.read("t", 0, 1, bytes_max=LARGE, wait_s=5)
+    assert feeds_of(embedded) == 0
+
+
+async def test_a_feed_of_a_log_that_was_made_again_is_of_the_new_one(embedded: Embedded) -> None:
+    reader = await reading_on(embedded)
+    before = (await reader.read("t", 0, 1, bytes_max=LARGE, wait_s=0.05)).identity
+    await embedded.remake("t")
+    await reader.publish("t", 0, [b"new", b"newer"])
+    batch = await reader.read("t", 0, 1, bytes_max=LARGE, wait_s=5)
+    assert (batch.messages, batch.identity != before) == ([b"newer"], True)
+
+
+async def test_a_feed_of_a_board_that_was_away_begins_again(embedded: Embedded) -> None:
+    reader = await reading_on(embedded)
+    await embedded.stop()
+    with pytest.raises(Unreachable):
+        await reader.read("t", 0, 1, bytes_max=LARGE, wait_s=1)
+    await embedded.start()
+    await reader.publish("t", 0, [b"1"])
+    assert (await reader.read("t", 0, 1, bytes_max=LARGE, wait_s=5)).messages == [b"1"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nboard-identity: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n",
+        b"HTTP/1.1 200 OK\r\nboard-identity: x\r\ntransfer-encoding: chunked\r\n\r\n7d0\r\n"
+        + bytes(2_000),
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 3_000_000,
+        b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n",
+    ],
+    ids=range(6),
+)
+async def test_a_feed_that_makes_no_sense_is_left(answer: bytes) -> None:
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    asked: list[bytes] = []
+    server = await asyncio.start_server(answer_once, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    link = Link(f"http://127.0.0.1:{port}", {}, SystemRng())
+    tail = await Tail.opened(link, "/feed", 0, 1000)
+    async with asyncio.timeout(10):
+        while not tail.is_over:
+            await tail.wait(1)
+    assert asked[0].startswith(b"GET /feed HTTP/1.1\r\n")
+    await link.close()
+    server.close()
 
 
 # The client

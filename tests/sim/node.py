@@ -40,6 +40,7 @@ from divandb.commands import (
     WriteDocuments,
 )
 from divandb.config import MASTER, REPLICA, BoardAccess, Config, Keys, Limits, Member
+from divandb.delivery import Delivery
 from divandb.entry import Entry
 from divandb.errors import DivanError
 from divandb.httpd.app import App
@@ -50,10 +51,10 @@ from divandb.httpd.peer_lane import PeerLane
 from divandb.httpd.services import Services
 from divandb.httpd.standing import Standing
 from divandb.master import Master
-from divandb.node import Parts, Role
+from divandb.node import Execute, Parts, Role
 from divandb.replica import Replica
 from divandb.revtree import Attachment, parse_rev
-from divandb.server import TABLES, _Delivery, _result
+from divandb.server import TABLES, _result
 from divandb.settings import Settings
 from divandb.store import arrivals, documents, file, outbox, registers, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
@@ -141,20 +142,16 @@ class SimWriter(Writer):
     def __init__(self, node: "Node", work: Master, deliver: Any) -> None:
         super().__init__(work, node.config.limits, deliver, _fail)
         self._node = node
-        self._is_due = False
 
-    def submit(self, job: Job) -> None:
-        super().submit(job)
-        if not self._is_due:
-            self._is_due = True
-            wait_s = self._node.cluster.rng.random() * self._node.commit_s_max
-            asyncio.get_running_loop().call_later(wait_s, self._turn)
+    def _call(self, is_inner: bool) -> None:
+        wait_s = self._node.cluster.rng.random() * self._node.commit_s_max
+        asyncio.get_running_loop().call_later(wait_s, self._turn)
 
     def _turn(self) -> None:
         self._is_due = False
         if not self.waiting_jobs or not self._node.up:
             return
-        batch, _ = self._take()
+        batch = self._take()
         try:
             jobs, made = self.run(batch)
         except Killed:
@@ -164,7 +161,7 @@ class SimWriter(Writer):
         self._deliver(jobs, made)
         if self.waiting_jobs and not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._call(is_inner=True)
 
 
 def _fail(fault: BaseException) -> None:
@@ -233,12 +230,11 @@ class Node:
         await self.execute_here(lambda ledger: arrivals.retry_holes(ledger, self.clock.wall_ms()))
         parts = _parts(self)
         self.peers.is_hasty = self.role.is_cut_off
-        execute = parts.execute
         beating = asyncio.ensure_future(self.peers.run())
         succeeding = asyncio.ensure_future(self.failover.run())
         verifying = asyncio.ensure_future(self.verifier.run())
         tending = asyncio.ensure_future(
-            tend(self.upkeep, self._checkpointer, execute, self._offload, self.log)
+            tend(self.upkeep, self._checkpointer, _executing(self), self._offload, self.log)
         )
         try:
             await roles.run(parts, self.role)
@@ -399,15 +395,20 @@ class Node:
         return {origin: oseq for origin, oseq in self.ledger.vector.items() if oseq}
 
 
+def _executing(node: Node) -> Execute:
+    return lambda step, size: _result(node.writer.submit, step, size)
+
+
 def _parts(node: Node) -> Parts:
     return Parts(
         config=node.config, tenure=node.tenure,
         open_board=lambda access: node.cluster.board.connect(node.name, access.principal),
         limits=LIMITS,
-        reading=node.reading,
-        execute=lambda step, size_bytes: _result(node.writer.submit, step, size_bytes),
+        reading=node.reading, writing=node.reading, there=lambda work: work,
+        execute=lambda step, size: _result(node.writer.submit, step, size, is_inner=True),
         has_gap=lambda: node.ledger.has_gap, progress=node.progress, boarded=node.boarded,
-        wrote=node._wrote, peers=node.peers, fetcher=node.fetcher,
+        published=node._delivery.published,
+        wrote=node._wrote, peers=node.peers, catch_up=node.fetcher.catch_up,
         give=node.giver.give,
         set_synchronous=functools.partial(setattr, node.ledger, "synchronous"),
         own_origin=lambda: node.ledger.origin,
@@ -467,7 +468,7 @@ def _open_writer(node: Node) -> None:
     node._checkpointer = Checkpointer(node.disk, gauge, limits)
     node.boarded = Reach(outbox.unpublished(node.reading))
     node._wrote = asyncio.Event()
-    delivery = _Delivery(
+    node._delivery = delivery = Delivery(
         node.cluster.loop, node.catalog, node.settings, node.authenticator, node.replica,
         lambda databases: None,  # nobody queries here
         node.upkeep, node.progress, node.boarded, node._wrote, lambda: node.ledger.origin,

@@ -143,10 +143,48 @@ def test_a_tail_holds_no_more_than_its_bound_and_goes_on_when_there_is_room(mock
         tail = hands.tail(0)
         assert await tail.wait(0, 10)
         await asyncio.sleep(0.5)
-        assert tail._held < 4 * hands.bounds.ahead_bytes_max
+        held = sum(len(message) for _, message in tail._messages)
+        assert held < 4 * hands.bounds.ahead_bytes_max
         assert await read(tail, 0, 100) == sent
         assert tail.take(100, 1) == ([], 100, 100)
-        assert tail._held == 0
+
+    with_hands(mock, body)
+
+
+def test_publishes_that_come_while_one_is_on_its_way_go_together_in_their_order(
+    mock: Mock,
+) -> None:
+    async def body(hands: Hands) -> None:
+        pen = hands.pen()
+        assert await pen.write([b"0"]) == 0
+        together: list[int] = []
+        hand_over = pen._hand_over
+
+        def counted() -> None:
+            together.append(len(pen._waiting))
+            hand_over()
+
+        pen._hand_over = counted  # type: ignore[method-assign]
+        writes = [pen.write([b"%d" % number, b"x"]) for number in range(1, 21)]
+        assert await asyncio.gather(*writes) == list(range(1, 41, 2))
+        assert together == [1, 19]
+        sent = [part for number in range(1, 21) for part in (b"%d" % number, b"x")]
+        assert await read(hands.tail(1), 1, 40) == sent
+
+    with_hands(mock, body)
+
+
+def test_who_is_busy_is_not_woken_and_finds_all_that_came(mock: Mock) -> None:
+    async def body(hands: Hands) -> None:
+        pen, tail = hands.pen(), hands.tail(0)
+        await pen.write([b"first"])
+        assert await tail.wait(0, 10)
+        assert tail.take(0, 1000)[0] == [b"first"]
+        for number in range(5):
+            await pen.write([b"%d" % number])
+        await asyncio.sleep(0.3)
+        assert not tail.has(1)
+        assert await read(tail, 1, 5) == [b"0", b"1", b"2", b"3", b"4"]
 
     with_hands(mock, body)
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from divandb.board import records
 from divandb.board.access import (
@@ -40,7 +40,8 @@ from divandb.board.base import (
     check_growth,
     topic_named,
 )
-from divandb.board.log import PartitionLog, Pieces, Slice
+from divandb.board.feed import Answer, Feed
+from divandb.board.log import PartitionLog, Pieces
 from divandb.board.topics import Shelf, Topic
 from divandb.clock import Clock, Rng
 from divandb.telemetry import Log
@@ -71,13 +72,6 @@ class BrokerLimits:
     """How often old segments are looked for when nothing is published."""
 
 
-class Answer(NamedTuple):
-    """What a reader is given."""
-
-    slice: Slice
-    identity: str
-
-
 @dataclasses.dataclass(eq=False)
 class _Publish:
     pieces: Pieces
@@ -92,6 +86,7 @@ class _Partition:
         self.log = log
         self.publishes: deque[_Publish] = deque()
         self.readers: set[asyncio.Future[None]] = set()
+        self.feeds: set[Feed] = set()
         self.appending: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
@@ -99,6 +94,8 @@ class _Partition:
         for reader in self.readers:
             if not reader.done():
                 reader.set_result(None)
+        for feed in list(self.feeds):
+            feed.go_on()
 
     def take(self, bytes_max: int) -> list[_Publish]:
         """The publishes of the next append."""
@@ -290,6 +287,22 @@ class Broker:
         log = self._partition(topic, partition).log
         found = log.recent(offset, min(bytes_max, self.limits.answer_bytes_max))
         return None if found is None else Answer(found, known.identity)
+
+    async def feed(
+        self, principal: Principal, topic: str, partition: int, offset: int, bytes_max: int
+    ) -> Feed:
+        """A reader who is to be sent what lies at ``offset`` and behind it, and all that comes."""
+        secrets = self.principals.known
+
+        def recent(at: int) -> Answer | None:
+            if self._stopping or self.principals.known is not secrets:
+                raise Full("Ask again: the board stops, or a secret has changed.")
+            return self.recent(principal, topic, partition, at, bytes_max)
+
+        async def read(at: int) -> Answer:
+            return await self._look(principal, topic, partition, at, bytes_max)
+
+        return Feed(recent, read, self._partition(topic, partition).feeds, await read(offset))
 
     async def _look(
         self, principal: Principal, topic: str, partition: int, offset: int, bytes_max: int

@@ -27,9 +27,13 @@ from divandb.board.base import (
     check_batch,
     topic_named,
 )
+from divandb.board.embedded_tail import Tail
 from divandb.board.records import END_HEADER, IDENTITY_HEADER, PREFIX
 from divandb.clock import Rng
 from divandb.link import Link, LinkBounds, LinkBroken, Reply
+
+Place = tuple[str, int]
+"""A topic, and the number of a partition."""
 
 
 class EmbeddedBoard:
@@ -50,6 +54,14 @@ class EmbeddedBoard:
         """
         self._link = Link(url, {"authorization": basic(name, secret)}, rng, bounds, tls)
         self._limits = limits or BoardLimits()
+        self._answer_bytes_max = (
+            self._limits.answer_bytes_max + self._limits.message_bytes_max + MIB
+        )
+        self._tails: dict[Place, Tail] = {}
+        self._next: dict[Place, int] = {}
+        """Where the last answer ended that was asked for."""
+        self._busy: set[Place] = set()
+        """Partitions that somebody reads: others ask by themselves."""
 
     # EventBoard
 
@@ -65,18 +77,57 @@ class EmbeddedBoard:
         self, topic: str, partition: int, offset: int, *, bytes_max: int, wait_s: float
     ) -> Batch:
         """See ``EventBoard.read``."""
+        place = (topic_named(topic), partition)
+        if wait_s <= 0 or place in self._busy:
+            return await self._look(place, offset, bytes_max, wait_s)
+        self._busy.add(place)
+        try:
+            tail = await self._tail(place, offset)
+            if tail is not None and (found := await self._took(tail, bytes_max, wait_s)):
+                return found
+            batch = await self._look(place, offset, bytes_max, wait_s)
+            self._next[place] = batch.next
+            return batch
+        finally:
+            self._busy.discard(place)
+
+    async def _tail(self, place: Place, offset: int) -> Tail | None:
+        """What is sent to who reads on from where the last answer ended; ``None`` for others."""
+        tail = self._tails.get(place)
+        if tail is not None and (tail.next != offset or tail.is_over):
+            tail.close()
+            self._tails.pop(place)
+            tail = None
+        if tail is None and self._next.pop(place, None) == offset:
+            what = f"{PREFIX}topics/{place[0]}/{place[1]}/feed?offset={offset}"
+            try:
+                tail = await Tail.opened(self._link, what, offset, self._answer_bytes_max)
+            except LinkBroken as broken:
+                raise Unreachable(broken.reason) from None
+            self._tails[place] = tail
+        return tail
+
+    async def _took(self, tail: Tail, bytes_max: int, wait_s: float) -> Batch | None:
+        """What has come; ``None`` if the board has to be asked, and says why."""
+        await tail.wait(wait_s)
+        if tail.is_over or not tail.identity:
+            return None
+        try:
+            return tail.take(bytes_max)
+        except ValueError as problem:
+            tail.close()
+            raise self._unsound(problem) from None
+
+    async def _look(self, place: Place, offset: int, bytes_max: int, wait_s: float) -> Batch:
         wait_ms = min(int(wait_s * 1000), self._limits.wait_ms_max)
         query = f"offset={offset}&bytes_max={max(bytes_max, 0)}&wait_ms={max(wait_ms, 0)}"
-        what = f"{topic_named(topic)}/{partition}?{query}"
-        reply = await self._ask("GET", what, wait_s=wait_ms / 1000)
+        reply = await self._ask("GET", f"{place[0]}/{place[1]}?{query}", wait_s=wait_ms / 1000)
         try:
             messages, first, after = records.unpack(reply.body, offset, bytes_max)
             headers = reply.headers
             end, identity = int(headers[END_HEADER]), headers[IDENTITY_HEADER]
         except (KeyError, ValueError) as problem:
-            raise Unreachable(
-                f"{self._link.url} gave an answer that is not sound: {problem}"
-            ) from None
+            raise self._unsound(problem) from None
         return Batch(messages, first, after, end, identity)
 
     async def describe(self, topic: str) -> TopicInfo:
@@ -97,7 +148,12 @@ class EmbeddedBoard:
 
     async def close(self) -> None:
         """See ``EventBoard.close``."""
+        for tail in self._tails.values():
+            tail.close()
         await self._link.close()
+
+    def _unsound(self, problem: Exception) -> Unreachable:
+        return Unreachable(f"{self._link.url} gave an answer that is not sound: {problem}")
 
     async def _ask(
         self,
@@ -115,7 +171,7 @@ class EmbeddedBoard:
                 f"{PREFIX}{folder}/{what}",
                 body,
                 wait_s=wait_s,
-                body_bytes_max=self._limits.answer_bytes_max + self._limits.message_bytes_max + MIB,
+                body_bytes_max=self._answer_bytes_max,
                 repeatable=method == "GET",
             )
         except LinkBroken as broken:

@@ -41,8 +41,8 @@ class KafkaBounds:
     publish_bytes_max: int = 16 * MIB
     """Messages on their way to one partition; more are ``Full``."""
     ahead_bytes_max: int = 1 * MIB
-    """Messages of one partition that are here before they are asked for. librdkafka may hold as
-    much again.
+    """Messages of one partition that librdkafka fetches before they are asked for; what one look at
+    its queue brings is held besides.
     """
     fetch_wait_ms: int = 500
     """A broker answers a fetch after this time even if there is nothing new. So long a right that

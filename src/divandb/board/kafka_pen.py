@@ -14,6 +14,8 @@ this one had no acknowledgement for. So at every place of the log, what stands b
 beginning of what was to be published, with repetitions: 51 52 53 51 52 is possible, 52 without 51
 before it is not. Who reads takes a repeated message for what it is.
 
+One publish is on its way at a time; those that come meanwhile go together, when it has arrived.
+
 What it costs: a producer for each partition that is written to, and a failed message fails others
 of its partition, which are published once more.
 """
@@ -22,6 +24,7 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,8 +45,9 @@ _PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._FATA
 class _Publish:
     """The messages of one ``write``, on their way."""
 
-    def __init__(self, count: int, size: int, done: "asyncio.Future[int]") -> None:
-        self.left = count
+    def __init__(self, messages: Sequence[bytes], size: int, done: "asyncio.Future[int]") -> None:
+        self.messages = messages
+        self.left = len(messages)
         self.size = size
         self.first: int | None = None
         self.done = done
@@ -79,6 +83,9 @@ class Pen:
         self._tell_broken = broken
         self._loop = asyncio.get_running_loop()
         self._under_way: dict[_Publish, None] = {}
+        self._waiting: list[_Publish] = []
+        """Those that are handed over once the ones before have arrived."""
+        self._handed = 0
         self._bytes = 0
         self._is_broken = False
         self._due = threading.Event()
@@ -119,40 +126,47 @@ class Pen:
         size = sum(map(len, messages))
         if self._bytes and self._bytes + size > self._bounds.publish_bytes_max:
             raise Full(f"{self._bytes} bytes are on their way to {self.paper.topic} already.")
-        publish = self._hand_over(messages, size)
+        publish = self._enqueue(messages, size)
         await asyncio.wait([publish.done], timeout=self._bounds.answer_s_max)
         if not publish.done.done():
             self.fail(Unreachable(f"{self._who} could not write {self.paper.topic}: no answer."))
         return await publish.done
 
-    def _hand_over(self, messages: Sequence[bytes], size: int) -> _Publish:
-        paper = self.paper
-        publish = _Publish(len(messages), size, self._loop.create_future())
+    def _enqueue(self, messages: Sequence[bytes], size: int) -> _Publish:
+        publish = _Publish(messages, size, self._loop.create_future())
         # Who was cancelled does not ask what became of it.
         publish.done.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._under_way[publish] = None
+        self._waiting.append(publish)
         self._bytes += size
+        if not self._handed:
+            self._hand_over()
+        return publish
 
-        def delivered(problem: KafkaError | None, message: Message) -> None:
-            self._delivered(publish, problem, message)
-
-        producer = self._producer
+    def _hand_over(self) -> None:
+        """All that waits goes together: each time costs as much as some twenty messages."""
+        taken, self._waiting = self._waiting, []
+        self._handed = len(taken)
+        paper, producer = self.paper, self._producer
         if producer is None:  # its session has just ended, which we hear of in a moment
             self.fail(Unreachable(f"{self._who} could not write {paper.topic}: it is over."))
-            return publish
+            return
+        messages = [{"value": one} for publish in taken for one in publish.messages]
+        on_their_way = deque(taken)
+
+        def delivered(problem: KafkaError | None, message: Message) -> None:
+            self._delivered(on_their_way, problem, message)
+
         try:
             if not self._due.is_set():
                 producer.poll(0)  # what was told before is old news
             self._due.set()
-            taken = producer.produce_batch(
-                paper.topic, [{"value": one} for one in messages], paper.partition, delivered
-            )
+            count = producer.produce_batch(paper.topic, messages, paper.partition, delivered)
         except (BufferError, KafkaException) as problem:
             self.fail(self._error(problem))
         else:
-            if taken != len(messages):
+            if count != len(messages):
                 self.fail(Full(f"librdkafka takes no more messages for {paper.topic}."))
-        return publish
 
     def fail(self, error: BoardError) -> None:
         """Break it: nothing more is handed over, and all that waits has failed."""
@@ -173,8 +187,12 @@ class Pen:
             return
         del self._under_way[publish]
         self._bytes -= publish.size
-        if not self._under_way and not self._is_broken:
-            self._due.clear()
+        if not self._is_broken:
+            self._handed -= 1
+            if not self._handed and self._waiting:
+                self._hand_over()
+            elif not self._under_way:
+                self._due.clear()
         if publish.done.done():
             return
         if isinstance(result, BoardError):
@@ -208,16 +226,20 @@ class Pen:
         del producer  # this ends librdkafka's threads
         self._tell(_settle, self.ended)
 
-    def _delivered(self, publish: _Publish, problem: KafkaError | None, message: Message) -> None:
-        """Within ``poll``: one message has arrived, or never will."""
+    def _delivered(
+        self, on_their_way: deque[_Publish], problem: KafkaError | None, message: Message
+    ) -> None:
+        """Within ``poll``: one message has arrived, or never will. They arrive in their order."""
         if problem is not None:
             if problem.code() not in _PURGED:  # else whoever purged it says why
                 self._tell(self.fail, error_of(problem, self._who, f"write {self.paper.topic}"))
             return
+        publish = on_their_way[0]
         if publish.first is None:
             publish.first = message.offset()
         publish.left -= 1
         if not publish.left:
+            on_their_way.popleft()
             self._tell(self._settle, publish, publish.first)
 
     def _on_error(self, problem: KafkaError) -> None:

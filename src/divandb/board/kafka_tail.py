@@ -6,7 +6,8 @@ come in at the new one. No group is joined and nothing is committed. What a brok
 the offset is an error, never another place (``auto.offset.reset=error``).
 
 A thread waits for librdkafka and hands over to the event loop what has come, at once and all that
-is there. It stops fetching while ``ahead_bytes_max`` are waiting to be asked for.
+is there, while somebody waits for it. What comes meanwhile stays in librdkafka's queue, which stops
+fetching at ``ahead_bytes_max``: so who is busy is not woken, and the next batch is larger.
 """
 
 import asyncio
@@ -60,10 +61,7 @@ class Tail:
         self._problem: BoardError | Lost | None = None
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._loop = asyncio.get_running_loop()
-        self._bytes_max = bounds.ahead_bytes_max
-        self._held = 0
-        self._room = threading.Event()
-        self._room.set()
+        self._wanted = threading.Event()
         self._is_closed = False
         self.ended = self._loop.create_future()
         """Done once the thread has let go of everything."""
@@ -101,6 +99,7 @@ class Tail:
         """
         self._forget(offset)
         if not self.has(offset) and self._problem is None and not self.is_in_doubt:
+            self._wanted.set()
             woken = self._loop.create_future()
             timer = self._loop.call_later(wait_s, _settle, woken)
             self._waiting[woken] = None
@@ -136,17 +135,15 @@ class Tail:
         return found, first, after
 
     def _forget(self, before: int) -> None:
-        """Make room; others who read at the same place have been given theirs."""
+        """Others who read at the same place have been given theirs."""
         messages = self._messages
         while messages and messages[0][0] < before:
-            self._held -= len(messages.popleft()[1])
-        if self._held < self._bytes_max:
-            self._room.set()
+            messages.popleft()
 
     def close(self, why: str) -> None:
         """Let go of everything soon; who waits hears why."""
         self._is_closed = True
-        self._room.set()
+        self._wanted.set()
         self._fail(Unreachable(why))
 
     def _fail(self, problem: BoardError | Lost) -> None:
@@ -158,13 +155,10 @@ class Tail:
         for waiting in self._waiting:
             _settle(waiting)
 
-    def _arrived(self, messages: list[tuple[int, bytes]], size: int, end: int) -> None:
+    def _arrived(self, messages: list[tuple[int, bytes]], end: int) -> None:
         self._messages.extend(messages)
         self._next = messages[-1][0] + 1
         self.end = max(self.end, end, self._next)
-        self._held += size
-        if self._held >= self._bytes_max:
-            self._room.clear()
         self.is_in_doubt = False
         self._wake()
 
@@ -180,7 +174,7 @@ class Tail:
             try:
                 consumer.assign([self._place])
                 while not self._is_closed:
-                    self._room.wait()
+                    self._wanted.wait()
                     self._step(consumer)
             finally:
                 consumer.close()
@@ -194,23 +188,22 @@ class Tail:
         if first is None or self._is_closed:
             return
         found: list[tuple[int, bytes]] = []
-        size = 0
         for message in [first, *consumer.consume(CHUNK_MESSAGES_MAX, 0)]:
             problem = message.error()
             if problem is not None:
-                self._give(consumer, found, size)
-                found, size = [], 0
+                self._give(consumer, found)
+                found = []
                 self._met(problem, message)
                 continue
-            value = message.value() or b""
-            found.append((message.offset() or 0, value))
-            size += len(value)
-        self._give(consumer, found, size)
+            found.append((message.offset() or 0, message.value() or b""))
+        self._give(consumer, found)
 
-    def _give(self, consumer: Consumer, found: list[tuple[int, bytes]], size: int) -> None:
+    def _give(self, consumer: Consumer, found: list[tuple[int, bytes]]) -> None:
         if found:
+            # Before it is told: who then waits for more says so anew.
+            self._wanted.clear()
             known = consumer.get_watermark_offsets(self._place, cached=True)
-            self._tell(self._arrived, found, size, known[1] if known else 0)
+            self._tell(self._arrived, found, known[1] if known else 0)
 
     def _met(self, problem: KafkaError, message: Message) -> None:
         """An error in the place of a message."""

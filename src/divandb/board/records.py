@@ -35,6 +35,7 @@ _SUMMED = struct.Struct("<IIQQI")
 _LENGTH = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
 LENGTH_BYTES = _LENGTH.size
+_PIECE = struct.Struct("<QQ")
 SUMMED_AT = len(MAGIC) + _CRC.size
 
 Buffer = bytes | memoryview
@@ -120,6 +121,19 @@ def pack_skip(next_offset: int, wall_ms: int, durable: int) -> bytes:
     """A record without messages: the log goes on at ``next_offset``."""
     since = min(next_offset - durable, 2**32 - 1)
     return pack_record(b"", 0, next_offset, wall_ms, next_offset - since)
+
+
+def pack_piece(data: bytes, after: int, end: int) -> bytes:
+    """A piece of a feed: records, the offset behind them, and the log's end."""
+    return _PIECE.pack(after, end) + data
+
+
+def piece_at(data: bytes) -> tuple[int, int, bytes]:
+    """(the offset behind it, the log's end, its records); raises ``ValueError``."""
+    if len(data) < _PIECE.size:
+        raise ValueError("a piece of a feed is cut off")
+    after, end = _PIECE.unpack_from(data)
+    return after, end, data[_PIECE.size :]
 
 
 def record_bytes(data: Buffer, at: int) -> int | None:

@@ -6,6 +6,7 @@ PUT  /board/v1/topics/{topic}                   partitions, access, durable; adm
 GET  /board/v1/topics/{topic}                   identity and offsets
 POST /board/v1/topics/{topic}/{partition}       packed messages; {"offset": …}
 GET  /board/v1/topics/{topic}/{partition}       ?offset=&bytes_max=&wait_ms=; records
+GET  /board/v1/topics/{topic}/{partition}/feed  ?offset=&bytes_max=; records as they come
 """
 
 import dataclasses
@@ -14,9 +15,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from divandb.board import records
 from divandb.board.access import Principal, access_from, check_admin
 from divandb.board.base import MIB, BadRequest, BoardError, Full, TooLarge, TopicInfo
-from divandb.board.broker import Answer, Broker
+from divandb.board.broker import Broker
+from divandb.board.feed import Answer, Feed
 from divandb.board.records import END_HEADER, IDENTITY_HEADER, PREFIX
 
 JSON_BYTES_MAX = 1 * MIB
@@ -43,6 +46,8 @@ class Reply:
     body: bytes
     kind: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
+    feed: Feed | None = None
+    """There is no end to it: ``body`` is only the beginning."""
 
 
 def _nothing() -> None:
@@ -128,6 +133,8 @@ class Routes:
                 return self._publish(principal, topic, _number(partition), head.length)
             case "GET", ["topics", topic, partition]:
                 return self._read(principal, topic, _number(partition), query)
+            case "GET", ["topics", topic, partition, "feed"]:
+                return self._feed(principal, topic, _number(partition), query)
             case "GET", ["topics", topic]:
                 return self._describe(principal, topic)
             case "PUT", ["topics", topic]:
@@ -150,10 +157,7 @@ class Routes:
         return Call(run, admission.release, answer)
 
     def _read(self, principal: Principal, topic: str, partition: int, query: str) -> Call:
-        asked = _asked(query)
-        offset = _number(asked.get("offset", ""))
-        bytes_max = _number(asked.get("bytes_max", str(self.broker.limits.answer_bytes_max)))
-        wait_s = _number(asked.get("wait_ms", "0")) / 1000
+        offset, bytes_max, wait_s = self._place(query)
 
         def answer(_: bytes) -> Reply | None:
             found = self.broker.recent(principal, topic, partition, offset, bytes_max)
@@ -166,6 +170,23 @@ class Routes:
             )
 
         return Call(run, answer=answer)
+
+    def _feed(self, principal: Principal, topic: str, partition: int, query: str) -> Call:
+        offset, bytes_max, _ = self._place(query)
+
+        async def run(_: bytes) -> Reply:
+            feed = await self.broker.feed(principal, topic, partition, offset, bytes_max)
+            headers = ((IDENTITY_HEADER, feed.identity),)
+            return Reply(200, records.pack_piece(*feed.first), RECORDS, headers, feed)
+
+        return Call(run)
+
+    def _place(self, query: str) -> tuple[int, int, float]:
+        """(offset, bytes of an answer, seconds to wait)"""
+        asked = _asked(query)
+        bytes_max = asked.get("bytes_max", str(self.broker.limits.answer_bytes_max))
+        wait_ms = asked.get("wait_ms", "0")
+        return _number(asked.get("offset", "")), _number(bytes_max), _number(wait_ms) / 1000
 
     def _describe(self, principal: Principal, topic: str) -> Call:
         async def run(_: bytes) -> Reply:

@@ -14,7 +14,10 @@ from typing import cast
 
 import httptools
 
+from divandb.board import records
 from divandb.board.base import KIB, BadRequest, BoardError, Full, TooLarge
+from divandb.board.feed import Feed
+from divandb.board.log import Slice
 from divandb.board.routes import Call, Head, Reply, Routes, Visitor, failure
 from divandb.telemetry import Log
 
@@ -38,7 +41,9 @@ class WireLimits:
     keep_alive_s: float = 75.0
     """A connection without a request is closed after this time."""
     send_s_max: float = 30.0
-    """The time a client has to take an answer."""
+    """The time a client has to take an answer, or a piece of a feed."""
+    feed_s: float = 5.0
+    """A feed on which nothing was sent for this time is sent an empty piece: the board lives."""
 
 
 class _TooLong(TooLarge):
@@ -91,6 +96,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._deadline: float | None = None
         self._task: asyncio.Task[None] | None = None
+        self._feed: Feed | None = None
         self._is_paused = False
         self._is_leaving = False
         """Nothing that comes is looked at any more."""
@@ -107,7 +113,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def _is_busy(self) -> bool:
-        return self._task is not None or self._is_paused
+        return self._task is not None or self._is_paused or self._feed is not None
 
     # The transport
 
@@ -122,6 +128,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, problem: Exception | None) -> None:
         self._wire.connections.discard(self)
         self._visitor.leave()
+        if self._feed is not None:
+            self._feed.close()
         if self._task is not None:
             self._task.cancel()
         elif self._call is not None:
@@ -152,10 +160,15 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_paused = True
+        if self._feed is not None:
+            self._wait(self._limits.send_s_max)
 
     def resume_writing(self) -> None:
         self._is_paused = False
-        if self._task is None:
+        if self._feed is not None:
+            self._wait(self._limits.feed_s)
+            self._feed.go_on(has_room=True)
+        elif self._task is None:
             self._wait(self._limits.keep_alive_s)
 
     # Time
@@ -165,12 +178,18 @@ class Connection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Close if the time is up."""
-        if self._deadline is not None and now > self._deadline:
+        if self._deadline is None or now <= self._deadline:
+            return
+        if self._feed is None or self._is_paused:
             self.abort()
+        else:
+            self._send_piece(self._feed.silence)
 
     def stop(self) -> None:
         """Close when what is under way is answered."""
-        if self._task is None:
+        if self._feed is not None:
+            self._end_feed()
+        elif self._task is None:
             self._transport.close()
 
     def abort(self) -> None:
@@ -278,6 +297,9 @@ class Connection(asyncio.Protocol):
     def _send(self, reply: Reply, is_last: bool) -> None:
         if self._is_leaving:
             return
+        if reply.feed is not None:
+            self._begin_feed(reply, reply.feed)
+            return
         is_last = is_last or self._wire.stopping
         self._wait(self._limits.send_s_max)
         self._clear()
@@ -288,19 +310,53 @@ class Connection(asyncio.Protocol):
         elif not self._is_paused:
             self._wait(self._limits.keep_alive_s)
 
+    # A feed: an answer in chunks without an end, one for each piece
+
+    def _begin_feed(self, reply: Reply, feed: Feed) -> None:
+        self._feed = feed
+        self._transport.write(_head(reply, "transfer-encoding: chunked", "connection: close"))
+        self._transport.write(_chunk(reply.body))
+        self._wait(self._limits.feed_s)
+        feed.open(self._send_piece, self._end_feed, has_room=not self._is_paused)
+
+    def _send_piece(self, found: Slice) -> bool:
+        self._wait(self._limits.feed_s)
+        self._transport.write(_chunk(records.pack_piece(*found)))
+        return not self._is_paused
+
+    def _end_feed(self) -> None:
+        """There will be no more of it."""
+        if self._feed is None or self._is_leaving:
+            return
+        self._feed.close()
+        self._is_leaving = True
+        self._transport.write(b"0\r\n\r\n")
+        self._wait(self._limits.send_s_max)
+        self._feed = None
+        self._transport.close()
+
 
 _PHRASES = {int(status): status.phrase for status in HTTPStatus}
 
 
 def _packed(reply: Reply, is_last: bool) -> bytes:
-    lines = [
-        f"HTTP/1.1 {reply.status} {_PHRASES[reply.status]}",
-        f"content-type: {reply.kind}",
-        f"content-length: {len(reply.body)}",
-        *(f"{name}: {value}" for name, value in reply.headers),
-    ]
+    lines = [f"content-length: {len(reply.body)}"]
     if reply.status == HTTPStatus.UNAUTHORIZED:
         lines.append('www-authenticate: Basic realm="board"')
     if is_last:
         lines.append("connection: close")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + reply.body
+    return _head(reply, *lines) + reply.body
+
+
+def _head(reply: Reply, *more: str) -> bytes:
+    lines = [
+        f"HTTP/1.1 {reply.status} {_PHRASES[reply.status]}",
+        f"content-type: {reply.kind}",
+        *(f"{name}: {value}" for name, value in reply.headers),
+        *more,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def _chunk(piece: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(piece), piece)

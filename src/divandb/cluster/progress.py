@@ -8,6 +8,7 @@ request was sent, so what it says held then or later, whatever other clocks show
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -55,15 +56,36 @@ class Reach:
     """A vector that grows, and those who wait for it."""
 
     def __init__(self, vector: Vector) -> None:
-        self.vector: Vector = vector
+        self._vector: Vector = vector
         self._waiting: dict[asyncio.Future[None], Vector] = {}
+        self.settle: Callable[[], None] = _nothing
+        """Takes over what may have come without a word since."""
+
+    @property
+    def vector(self) -> Vector:
+        """How far it has grown."""
+        self.settle()
+        return self._vector
+
+    @vector.setter
+    def vector(self, vector: Vector) -> None:
+        self._vector = vector
+
+    @property
+    def is_awaited(self) -> bool:
+        """Does anybody wait? May be asked on any thread."""
+        return bool(self._waiting)
 
     def advance(self, vector: Vector) -> None:
         """It has grown to this."""
-        self.vector = vector
+        self._vector = vector
         for future, needs in self._waiting.items():
             if not future.done() and covers(vector, needs):
                 future.set_result(None)
+
+    def add(self, more: Vector) -> None:
+        """It contains these, too."""
+        self.advance({**self.vector, **more})
 
     def contains(self, needs: Vector) -> bool:
         """Is all of this covered?"""
@@ -71,17 +93,21 @@ class Reach:
 
     async def reach(self, needs: Vector, within_s: float) -> bool:
         """Wait until all of this is covered, ``within_s`` seconds at most; is it?"""
-        if self.contains(needs):
-            return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[future] = needs
         try:
-            await asyncio.wait_for(future, within_s)
+            # Looked at when it is known that somebody waits: what comes later is told.
+            if not self.contains(needs):
+                await asyncio.wait_for(future, within_s)
         except TimeoutError:
             return False
         finally:
             self._waiting.pop(future)
         return True
+
+
+def _nothing() -> None:
+    pass
 
 
 class Progress(Reach):
@@ -155,6 +181,7 @@ class Progress(Reach):
 
     def watermarks(self) -> list[Watermark]:
         """What can be said to others."""
+        self.settle()
         now = self._clock.monotonic()
         said = []
         if self._own_slot is not None:
@@ -175,6 +202,7 @@ class Progress(Reach):
 
     def ages_ms(self) -> dict[str, float | None]:
         """How old the view of each slot is; ``None`` before anything was heard and reached."""
+        self.settle()
         now = self._clock.monotonic()
         return {
             name: None if slot.as_of is None else (now - slot.as_of) * 1000
@@ -186,6 +214,7 @@ class Progress(Reach):
 
         ``None``: of some live slot nothing is known yet.
         """
+        self.settle()
         now = self._clock.monotonic()
         oldest: float | None = 0.0
         silent: dict[str, float] = {}

@@ -3,8 +3,12 @@
 Jobs that wait are taken together, share a transaction and one fsync, and are answered together
 after it: one wake-up of the event loop a batch. ``run`` is the batch itself, with no thread in it,
 so that a simulation can call it on its own clock.
+
+The thread has an event loop of its own: replication lives on it, so that what comes from a board is
+applied where it was read. Jobs from there are ``is_inner``.
 """
 
+import asyncio
 import queue
 import threading
 from collections.abc import Callable
@@ -50,25 +54,46 @@ class Writer:
     """A bounded queue of jobs and the thread that carries them out."""
 
     def __init__(
-        self, work: Work, limits: Limits, deliver: Deliver, fatal: Callable[[BaseException], None]
+        self,
+        work: Work,
+        limits: Limits,
+        deliver: Deliver,
+        fatal: Callable[[BaseException], None],
+        make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
         self._work = work
         self._fatal = fatal
         self._limits = limits
         self._deliver = deliver
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._waiting_bytes = 0
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
+        self._is_due = False
+        self._is_broken = False
+        self._make_loop = make_loop
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Begin to take jobs."""
+        self._loop = self._make_loop()
+        self._loop.call_soon(self._turn)
+        self._thread = threading.Thread(
+            target=self._run, args=(self._loop,), name="writer", daemon=True
+        )
         self._thread.start()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The thread's own, once it was started: what runs there has the file between jobs."""
+        assert self._loop is not None
+        return self._loop
 
     def stop(self) -> None:
         """Carry out what waits, then end the thread."""
-        self._queue.put(None)
+        loop, self._loop = self.loop, None
+        loop.call_soon_threadsafe(self._end, loop)
         self._thread.join()
+        loop.close()
 
     @property
     def waiting_jobs(self) -> int:
@@ -76,39 +101,63 @@ class Writer:
 
     def submit(self, job: Job) -> None:
         """Queue a job; raises ``Busy`` when the queue is full."""
-        full = self._queue.qsize() >= self._limits.write_queue_jobs_max
-        if full or self._waiting_bytes + job.size_bytes > self._limits.write_queue_bytes_max:
-            raise Busy("Too many writes are waiting; try again shortly.")
+        self._check_room(job)
         with self._lock:
             self._waiting_bytes += job.size_bytes
         self._queue.put(job)
+        if not self._is_due:
+            self._is_due = True
+            self._call(job.is_inner)
 
-    def _loop(self) -> None:
-        open_for_jobs = True
+    def _check_room(self, job: Job) -> None:
+        full = self._queue.qsize() >= self._limits.write_queue_jobs_max
+        if full or self._waiting_bytes + job.size_bytes > self._limits.write_queue_bytes_max:
+            raise Busy("Too many writes are waiting; try again shortly.")
+
+    def _call(self, is_inner: bool) -> None:
+        """Have the thread take its turn, for itself or for another."""
+        if self._loop is not None:
+            call = self._loop.call_soon if is_inner else self._loop.call_soon_threadsafe
+            call(self._turn)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._is_broken and not self._queue.empty():
+            self._turn()
+        loop.stop()
+
+    def _turn(self) -> None:
+        # Before anything is taken: what comes in behind it is due again.
+        self._is_due = False
+        if self._is_broken or self._queue.empty():
+            return
         try:
-            while open_for_jobs:
-                batch, open_for_jobs = self._take()
-                if batch:
-                    self._deliver(*self.run(batch))
+            self._deliver(*self.run(self._take()))
         except BaseException as fault:
             # Not even undoing worked: what the file holds is not known, so nothing more is written.
+            self._is_broken = True
             self._fatal(fault)
+        if not self._queue.empty() and not self._is_due:
+            self._is_due = True
+            self._call(True)
 
-    def _take(self) -> tuple[list[Job], bool]:
-        """All that waits, up to a group commit's bounds; and whether more may come."""
+    def _take(self) -> list[Job]:
+        """All that waits, up to a group commit's bounds."""
         batch: list[Job] = []
         size = 0
-        job = self._queue.get()
-        while job is not None:
+        while not self._queue.empty():
+            job = self._queue.get()
             batch.append(job)
             size += job.size_bytes
             full = len(batch) >= self._limits.group_commit_jobs_max
-            if full or size >= self._limits.group_commit_bytes_max or self._queue.empty():
+            if full or size >= self._limits.group_commit_bytes_max:
                 break
-            job = self._queue.get()
         with self._lock:
             self._waiting_bytes -= size
-        return batch, job is not None
+        return batch
 
     def run(self, batch: list[Job]) -> tuple[list[Job], Changes | None]:
         """Carry out a batch in one transaction; afterwards each job has its result or error.
