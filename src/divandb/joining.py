@@ -27,7 +27,7 @@ from divandb.config import MASTER, REPLICA, Config, Member
 from divandb.errors import StorageFull
 from divandb.link import Link, LinkBounds, LinkBroken
 from divandb.store import snapshot
-from divandb.store.file import FILE_NAME, Disk, FileError
+from divandb.store.file import FILE_NAME, DamagedError, Disk, FileError, set_aside
 from divandb.store.snapshot import Standing
 from divandb.telemetry import Log
 from divandb.vector import Vector
@@ -57,15 +57,22 @@ async def join(
 
     Called at each start. First it ends what an interrupted start has begun. ``status`` hears how
     far a copy has come; ``arriving`` tells the same to other processes. ``tls`` is for https URLs.
-    Raises ``FileError`` for a
-    file that cannot be read.
+    A file that is damaged is set aside, if there is somebody else who has anything. Raises
+    ``FileError`` for one that cannot be read.
     """
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     await asyncio.to_thread(snapshot.finish, config.data)
-    if not config.seeds or config.founding:
+    if not config.seeds:
         return
-    held = await asyncio.to_thread(snapshot.standing, Disk(config.data / FILE_NAME))
+    held, damage = await asyncio.to_thread(_held, config.data)
+    if config.founding and damage is None:
+        return
     found = await survey(config, clock, rng, tls)
+    if damage is not None:
+        if not any(any(one.vector.values()) for one in found):
+            raise damage
+        place = await asyncio.to_thread(set_aside, config.data, f"{clock.wall_ms()}")
+        log.event("the file is damaged and set aside", why=str(damage), place=str(place))
     sources = ranked(config, held, found)
     log.event("joining", answers=len(found), sources=len(sources), is_new=held is None)
     for source in sources:
@@ -73,6 +80,14 @@ async def join(
             return
     # What has come of a copy that nobody goes on with only takes room.
     await asyncio.to_thread(snapshots.discard, config.data)
+
+
+def _held(folder: Path) -> tuple[Standing | None, DamagedError | None]:
+    """What the node's file holds, or what is wrong with it."""
+    try:
+        return snapshot.standing(Disk(folder / FILE_NAME)), None
+    except DamagedError as damage:
+        return None, damage
 
 
 async def _copied(

@@ -277,8 +277,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         boarded = Reach(outbox.unpublished(reading))
         wrote = asyncio.Event()
         delivery = _Delivery(
-            loop, catalog, settings, authenticator, replica, indexer, upkeep, progress, boarded,
-            wrote, lambda: ledger.origin, config.slot,
+            loop, catalog, settings, authenticator, replica, indexer.changed, upkeep, progress,
+            boarded, wrote, lambda: ledger.origin, config.slot,
         )  # fmt: skip
         writer = Writer(
             Master(ledger, clock, limits.revs_limit),
@@ -465,7 +465,8 @@ class _Delivery:
     settings: Settings
     authenticator: Authenticator
     replica: Replica
-    indexer: Indexer
+    index: Callable[[set[int]], None]
+    """Told of the databases that have changed."""
     upkeep: Upkeep
     progress: Progress
     boarded: Reach
@@ -497,7 +498,7 @@ class _Delivery:
         if made.vector is not None:
             self._move_on(made.vector)
         self.replica.wake(made.documents | made.databases)
-        self.indexer.changed(made.documents | made.databases)
+        self.index(made.documents | made.databases)
         self.upkeep.changed.set()
 
     def _move_on(self, vector: Vector) -> None:

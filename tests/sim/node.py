@@ -42,7 +42,6 @@ from divandb.commands import (
 from divandb.config import MASTER, REPLICA, BoardAccess, Config, Keys, Limits, Member
 from divandb.entry import Entry
 from divandb.errors import DivanError
-from divandb.finder import Finder
 from divandb.httpd.app import App
 from divandb.httpd.authenticator import Authenticator
 from divandb.httpd.forward import Forwarder
@@ -50,14 +49,13 @@ from divandb.httpd.lane import Lane
 from divandb.httpd.peer_lane import PeerLane
 from divandb.httpd.services import Services
 from divandb.httpd.standing import Standing
-from divandb.indexer import Indexer
 from divandb.master import Master
 from divandb.node import Parts, Role
 from divandb.replica import Replica
 from divandb.revtree import Attachment, parse_rev
 from divandb.server import TABLES, _Delivery, _result
 from divandb.settings import Settings
-from divandb.store import arrivals, documents, file, indexes, outbox, registers, succession
+from divandb.store import arrivals, documents, file, outbox, registers, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.documents import Row
 from divandb.store.file import Disk
@@ -220,7 +218,6 @@ class Node:
         self.config = _config(self, cluster.members, cluster.revs_limit)
         _open_file(self)
         _open_reads(self)
-        _open_queries(self)
         _open_writer(self)
         _open_peers(self)
         _open_front(self)
@@ -240,7 +237,6 @@ class Node:
         beating = asyncio.ensure_future(self.peers.run())
         succeeding = asyncio.ensure_future(self.failover.run())
         verifying = asyncio.ensure_future(self.verifier.run())
-        indexing = asyncio.ensure_future(self.indexer.run())
         tending = asyncio.ensure_future(
             tend(self.upkeep, self._checkpointer, execute, self._offload, self.log)
         )
@@ -250,7 +246,6 @@ class Node:
             beating.cancel()
             succeeding.cancel()
             verifying.cancel()
-            indexing.cancel()
             tending.cancel()
 
     async def _offload(self, function: Any, *arguments: Any) -> Any:
@@ -265,8 +260,6 @@ class Node:
         if power:
             files = self.platter.power_cut(files, self.cluster.rng)
         with self.platter.with_room():  # what a connection does that closes in order is undone
-            self.finder.close()
-            self.index_file.close()
             for connection in (self.connection, self.reading):
                 connection.close()
             self._checkpointer.close()
@@ -280,8 +273,6 @@ class Node:
     def lose_file(self) -> None:
         """Its disk is gone; the next start finds an empty one."""
         self.platter.put_back({})
-        for path in self.folder.iterdir():
-            path.unlink()
 
     def stop(self) -> None:
         """SIGSTOP: until ``go_on`` nothing happens here."""
@@ -469,19 +460,6 @@ def _open_reads(node: Node) -> None:
     )  # fmt: skip
 
 
-def _open_queries(node: Node) -> None:
-    limits, path = node.config.limits, node.folder / indexes.FILE_NAME
-    node.index_file = indexes.IndexFile(path, node.disk, CACHE_BYTES)
-    built = node.index_file.settle(node.identity)
-    node.indexer = Indexer(
-        node.index_file, built, node.catalog, node._offload, lambda: 0, limits.index_share_max,
-        node.clock, node.log,
-    )  # fmt: skip
-    node.finder = Finder(
-        node.reading, node.disk, path, node.catalog, node.indexer, node.clock, limits
-    )
-
-
 def _open_writer(node: Node) -> None:
     limits = node.config.limits
     gauge = WalGauge(node.connection)
@@ -491,8 +469,9 @@ def _open_writer(node: Node) -> None:
     node._wrote = asyncio.Event()
     delivery = _Delivery(
         node.cluster.loop, node.catalog, node.settings, node.authenticator, node.replica,
-        node.indexer, node.upkeep, node.progress, node.boarded, node._wrote,
-        lambda: node.ledger.origin, node.config.slot,
+        lambda databases: None,  # nobody queries here
+        node.upkeep, node.progress, node.boarded, node._wrote, lambda: node.ledger.origin,
+        node.config.slot,
     )  # fmt: skip
     node.writer = SimWriter(
         node, Told(node, node.ledger, node.clock, limits.revs_limit), delivery.hand_over
@@ -556,14 +535,14 @@ def _open_front(node: Node) -> None:
     )
     node.services = Services(
         config=config, limits=limits, cluster=node.identity.cluster, catalog=node.catalog,
-        replica=node.replica, finder=node.finder, entry=node.entry, settings=node.settings,
+        replica=node.replica, entry=node.entry, settings=node.settings,
         authenticator=node.authenticator, clock=node.clock, rng=node.rng, log=node.log,
         stopping=asyncio.Event(), compact=node.upkeep.request,
         compacting=node.upkeep.compacting, tasks=node.upkeep.tasks, progress=node.progress,
         peers=node.peers, standing=node.standing, snapshots=node.shelf,
         forwarder=node.forwarder, witness=node.witness, verifier=node.verifier,
         give=node.giver.give,
-        carry_out=desk.submit, failover=node.failover, condition=dict,
+        carry_out=desk.submit, finder=None, failover=node.failover, condition=dict,
         is_ready=lambda: True, numbers=dict,
     )  # fmt: skip
     node.app = App(node.services, TABLES)

@@ -19,7 +19,7 @@ from divandb.cluster.snapshots import NOTE_NAME, PART_NAME, Offer, Progress
 from divandb.config import Config, Limits, Member
 from divandb.joining import Found, arriving, join, ranked, survey
 from divandb.store import file, snapshot
-from divandb.store.file import FILE_NAME, Disk
+from divandb.store.file import FILE_NAME, DamagedError, Disk
 from divandb.store.snapshot import NEXT_NAME, Standing
 from tests.stores import Lines, SeededRng, Store, edit
 
@@ -337,6 +337,42 @@ def test_a_founder_asks_nobody(tmp_path: Path) -> None:
         assert m1.asked == []
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("founding", [False, True])
+def test_a_damaged_file_is_set_aside_when_others_have_one(
+    tmp_path: Path, given: tuple[bytes, Offer], founding: bool
+) -> None:
+    copy, offer = given
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / FILE_NAME).write_bytes(b"torn" * 2000)
+    log = Lines()
+
+    async def run() -> None:
+        m1 = FakePeer("m1", "master", "m1", offer.vector, copy, offer)
+        async with serving(m1):
+            asked = dataclasses.replace(config(tmp_path, m1.member), founding=founding)
+            await joined(asked, log)
+
+    asyncio.run(run())
+    assert vector_in(tmp_path / "node") == offer.vector
+    (aside,) = (tmp_path / "node").glob(f"damaged-*/{FILE_NAME}")
+    assert aside.read_bytes() == b"torn" * 2000
+    assert "the file is damaged and set aside" in log.events
+
+
+def test_a_damaged_file_stays_when_nobody_has_another(tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / FILE_NAME).write_bytes(b"torn" * 2000)
+
+    async def run() -> None:
+        m1 = FakePeer("m1", "master", "m1", {})
+        async with serving(m1):
+            with pytest.raises(DamagedError):
+                await joined(config(tmp_path, m1.member))
+
+    asyncio.run(run())
+    assert [path.name for path in (tmp_path / "node").iterdir()] == [FILE_NAME]
 
 
 def test_what_an_interrupted_start_has_begun_is_ended(

@@ -28,6 +28,10 @@ class FileError(OSError):
     """The node's file cannot be used: it is damaged, or the disk refuses it."""
 
 
+class DamagedError(FileError):
+    """The file's bytes are not what SQLite has written."""
+
+
 class FormatError(FileError):
     """The file was written by another version of the database, or is not ours."""
 
@@ -112,6 +116,17 @@ def get_meta(connection: Connection, key: str) -> Any:
 def set_meta(connection: Connection, key: str, value: Any) -> None:
     """Keep ``value`` under ``key``."""
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def set_aside(folder: Path, stamp: str) -> Path:
+    """Move the node's file out of the way, with all that belongs to it; where it is now. No process
+    may have it open.
+    """
+    place = folder / f"damaged-{stamp}"
+    place.mkdir(mode=0o700)
+    for part in folder.glob(f"{FILE_NAME}*"):
+        part.rename(place / part.name)
+    return place
 
 
 def take_identity(connection: Connection, rng: Rng, cluster: str = "") -> Identity:

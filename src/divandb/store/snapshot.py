@@ -21,7 +21,15 @@ import apsw
 
 from divandb.config import MIB
 from divandb.store import changes, file
-from divandb.store.file import FILE_NAME, FORMAT, Connection, Disk, FileError, FormatError
+from divandb.store.file import (
+    FILE_NAME,
+    FORMAT,
+    Connection,
+    DamagedError,
+    Disk,
+    FileError,
+    FormatError,
+)
 from divandb.vector import join
 
 NEXT_NAME = "node.sqlite.next"
@@ -152,7 +160,7 @@ def _digest(copy: BinaryIO, given_up: Callable[[], bool]) -> str:
 def standing(disk: Disk) -> Standing | None:
     """What the file of a node that is about to start holds; ``None`` if there is no file.
 
-    Raises ``FileError`` for one that cannot be read.
+    Raises ``FileError`` for one that cannot be read, ``DamagedError`` if its bytes are at fault.
     """
     if not disk.path.exists():
         return None
@@ -162,6 +170,8 @@ def standing(disk: Disk) -> Standing | None:
             return _standing(connection)
         finally:
             connection.close()
+    except (apsw.CorruptError, apsw.NotADBError) as fault:
+        raise DamagedError(f"{disk.path}: {fault}") from fault
     except apsw.Error as fault:
         raise FileError(f"{disk.path}: {fault}") from fault
 
