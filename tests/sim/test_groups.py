@@ -402,7 +402,7 @@ def test_a_group_that_is_cut_off_may_be_read_and_is_counted(play: Play) -> None:
         assert (found.header("divan-silent") or "").startswith("m2=")
         c.heal()
         await c.settled()
-        await c.passes(c.faults.answer_s + 1)  # some still wait for answers that do not come
+        await c.passes(3)  # what hung on the cut links is given up
         answer = await client.put(replica, "/x/e", {}, divan_concern="visible")
         assert answer.header("divan-concern") == "visible"
 

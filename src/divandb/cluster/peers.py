@@ -280,13 +280,13 @@ class Peers:
             while True:
                 self._awake = (self._awake[1], self._clock.monotonic())
                 targets = self._targets()
+                for peer in self.all():
+                    if (peer.missed or peer.refuses) and peer not in targets:
+                        # Nobody asks it any more: what is known of it is what others say.
+                        peer.refuses, peer.missed = False, 0
                 for peer in targets:
                     peer.missed += peer.asked is not None or peer.refuses
                     self.probe(peer)
-                for peer in self.all():
-                    # One that has refused once, when it was asked for some reason, may be back.
-                    if peer.refuses and peer not in targets:
-                        self.probe(peer)
                 due = max(due + interval_s, loop.time())
                 await asyncio.sleep(due - loop.time())
                 self.load_ms = max((loop.time() - due) * 1000, self.load_ms * 0.7)
