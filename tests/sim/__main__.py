@@ -14,6 +14,7 @@ import sys
 from tests.sim.search import Report, last_line, new_seeds, played, search
 
 ENDLESS = 10.0**6
+FAILED_MAX = 20
 SAY_EVERY = 100
 """Seeds."""
 
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> int:
         for outcome in search(seeds, options.minutes or ENDLESS, options.jobs, report):
             if outcome.fault is not None:
                 print(f"seed {outcome.seed} fails: {last_line(outcome.fault)}", flush=True)
+            if len(report.failed) >= FAILED_MAX:
+                break  # what is wrong is everywhere
             if report.runs % SAY_EVERY == 0:
                 print(next(report.lines()), file=sys.stderr, flush=True)
     if not options.trace:

@@ -30,15 +30,14 @@ class Losses:
         self.disks = 0
         """Disks that were lost, or put back."""
         self.slots: set[str] = set()
-        """Whose masters they belonged to."""
+        """Whose nodes they belonged to: any of these may have been the owner, and be it again."""
         self.boards = 0
         """How often the board has lost something."""
 
     def disk_lost(self, node: "Node") -> None:
         """Its disk was replaced; it is down."""
         self.disks += 1
-        if node.tenure.is_owner or node.is_master:
-            self.slots.add(node.member.slot)
+        self.slots.add(node.member.slot)
         self.look()
 
     def board_lost(self) -> None:

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from divandb.supervisor import _die_with
 from tests.sim.harness import MEMORY, play_out
 from tests.sim.storm import storm
 
@@ -109,7 +110,7 @@ def search(seeds: Iterable[int], minutes: float, jobs: int, report: Report) -> I
     until = time.monotonic() + minutes * 60
     coming = iter(seeds)
     waiting: set[Future[Outcome]] = set()
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (os.getpid(),)) as pool:
         while True:
             while len(waiting) < jobs * AHEAD and time.monotonic() < until:
                 seed = next(coming, None)
@@ -124,8 +125,9 @@ def search(seeds: Iterable[int], minutes: float, jobs: int, report: Report) -> I
                 yield one.result()
 
 
-def _begin() -> None:
-    """In each process: garbage is looked for between runs alone."""
+def _begin(parent: int) -> None:
+    """In each process: it ends with its parent, and looks for garbage between runs alone."""
+    _die_with(parent)
     os.nice(5)
     gc.freeze()
     gc.disable()

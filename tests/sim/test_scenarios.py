@@ -371,7 +371,7 @@ def test_trace_15_a_checkpoint_shows_only_where_its_documents_are(
         await c.settled()
         assert m3.register("x", registers.LOCAL, "_local/c") == CHECKPOINT
 
-    play(body)
+    play(body, replicas=0)
 
 
 def test_trace_18_a_board_that_forgot_sends_nobody_past_anything(
