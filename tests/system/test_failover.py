@@ -112,6 +112,27 @@ def test_slots_change_hands_by_request_under_load(own: Cluster, db: str) -> None
     assert divandb("promote", "m9", *place).returncode == 1
 
 
+@pytest.mark.parametrize("what", ["kill", "pause", "board"])
+def test_a_drill_shows_what_clients_notice(own: Cluster, what: str) -> None:
+    place = ("--data", str(own.data))
+    admin = own.credentials
+    done = divandb(
+        "drill", what, "--json", "--rounds", "1", "--pause", "2", *place, DIVANDB_ADMIN=admin
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (one,) = found["rounds"]
+    assert found["missing"] == {}
+    assert (one["node"] == BOARD) == (what == BOARD)
+    assert 0 < one["gap_ms"] < 1000 * GAP_S_MAX
+    assert one["reads"] > 10
+    if what == "kill":
+        assert one["owner_after_ms"] < 1000 * TAKEN_OVER_S_MAX
+    assert "drill" not in " ".join(own.request("GET", "/_all_dbs")[1])
+    refused = divandb("drill", what, "--slot", "m9", *place, DIVANDB_ADMIN=admin)
+    assert (refused.returncode, "no slot m9" in refused.stderr) == (1, True)
+
+
 def test_all_masters_are_killed_at_once(tmp_path: Path) -> None:
     """For good: their replicas go on, and read all the time."""
     with clustered(tmp_path, "--no-restart", masters=2, replicas=2) as cluster:

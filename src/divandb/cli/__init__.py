@@ -12,6 +12,7 @@ COMMANDS = {
     "promote": "divandb.cli.owners:promote",
     "demote": "divandb.cli.owners:demote",
     "receipts": "divandb.cli.owners:receipts",
+    "drill": "divandb.cli.drill:drill",
     "add": "divandb.cli.add:add",
     "node": "divandb.cli.run:node",
     "board": "divandb.cli.run:board",
