@@ -401,10 +401,18 @@ async def as_replica(parts: Parts, role: Role) -> AsyncIterator[None]:
     """Apply what the slot's master puts on its board while inside."""
     topic = topics.replicas(parts.config.keys.cluster, parts.config.slot)
     async with _on_boards(parts, role) as board:
+        await _remember_owners(parts)
         parts.set_synchronous(SYNC_SOME)
         applier = role.appliers[REPLICAS] = _applier(parts, board, topic, 0, None)
         async with _running([parts.there(applier.run()), _tidy(parts)]):
             yield
+
+
+async def _remember_owners(parts: Parts) -> None:
+    """While commits are still durable: a power cut must not make a former owner one again."""
+    known = dict(parts.tenure.owners)
+    if known != succession.owners(parts.reading):
+        await parts.execute(lambda ledger: succession.set_owners(ledger.connection, known), 0)
 
 
 async def _tidy(parts: Parts) -> None:
