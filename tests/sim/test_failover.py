@@ -270,6 +270,28 @@ def test_a_replica_that_is_cut_off_takes_nothing_over(play: Play) -> None:
     play(body, masters=2, replicas=2)
 
 
+def test_an_owner_that_lost_its_disk_hears_that_it_is_one(play: Play) -> None:
+    """It takes its predecessor for the owner, which knows better; nobody else would be one."""
+
+    async def body(c: Cluster) -> None:
+        client, m1 = await with_x(c), c.masters[0]
+        m1.crash()
+        new = await taken_over(c, "m1", m1)
+        c.start(m1)
+        await c.until(lambda: not m1.tenure.is_owner)
+        await c.settled()
+        new.crash()
+        new.lose_file()
+        c.start(new)
+        await c.until(lambda: any(n.tenure.serves for n in c.nodes), 10)
+        await c.settled()
+        assert (await client.put(m1, "/x/d", {})).status == 201
+        await c.settled()
+        owner(c, "m1")
+
+    play(body, masters=1, replicas=1)
+
+
 def test_a_slot_changes_hands_by_request(play: Play) -> None:
     """Writers do not notice: nothing is lost, nothing comes back as a receipt."""
 

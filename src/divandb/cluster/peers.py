@@ -403,6 +403,8 @@ class Peers:
         is_master = bool(said) and said[0].role == MASTER
         if is_master:
             self.tenure.learn(told.owners)
+        elif said:
+            self._learn_successor(said[0], told)
         teller = None
         for index, seen in enumerate(said if is_master else said[:1]):
             member = Member(seen.name, seen.role, seen.slot, seen.url)
@@ -411,6 +413,14 @@ class Peers:
                 peer.vector, peer.load_ms, peer.lag_ms = told.vector, told.load_ms, told.lag_ms
                 teller = peer
         return teller
+
+    def _learn_successor(self, said: Seen, told: Heartbeat) -> None:
+        """Who was taken for a slot's owner says that it is a replica: it may name who owns the slot
+        since. That may be this node itself, if it lost its disk.
+        """
+        successor = told.owners.get(said.slot)
+        if successor is not None and self.tenure.owner_of(said.slot) == said.name:
+            self.tenure.learn({said.slot: successor})
 
     def _show_credential(self) -> None:
         """Other nodes see the role that this one has now."""
