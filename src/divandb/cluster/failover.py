@@ -25,7 +25,7 @@ from divandb.cluster.messages import Candidacy, Grant, Left
 from divandb.cluster.peers import MESSAGE_BYTES_MAX, Peer, Peers
 from divandb.cluster.progress import Progress
 from divandb.config import Config
-from divandb.errors import Busy
+from divandb.errors import Busy, PreconditionFailed
 from divandb.link import LinkBroken
 from divandb.store import succession
 from divandb.store.ledger import Ledger
@@ -349,12 +349,12 @@ class Failover:
     async def leave(self, candidate: tuple[str, str, str]) -> Left:
         """Accept no more writes, so that this node may go on; if it does not, serve again.
 
-        Raises ``Busy`` for who is not of the group, or when this is not the owner.
+        Raises ``PreconditionFailed`` for who is not of the group, or when this is not the owner.
         """
         name, _, slot = candidate
         tenure = self._tenure
         if slot != self._config.slot or not tenure.serves:
-            raise Busy("This node does not own the slot.")
+            raise PreconditionFailed("This node does not own the slot.")
         tenure.serves = False
         self._log.event("leaves", slot=slot, to=name)
         asyncio.get_running_loop().call_later(LEAVE_S_MAX, self._serve_again)
@@ -367,10 +367,16 @@ class Failover:
             self._tenure.serves = True
 
     async def demote(self) -> str:
-        """Have the most caught-up live replica take over; its name. Raises ``Busy``."""
+        """Have the most caught-up live replica take over; its name.
+
+        Raises ``PreconditionFailed`` if this is not the owner, or nobody could take over, ``Busy``
+        if nobody did.
+        """
         if not self._tenure.is_owner:
-            raise Busy("This node does not own the slot.")
+            raise PreconditionFailed("This node does not own the slot.")
         live = {p.member.name: p.vector for p in self._peers.group() if self._peers.is_live(p)}
+        if not live:
+            raise PreconditionFailed("No replica of the group lives that could take over.")
         for name in ranked(live, self._progress.slots, self._config.slot):
             peer = self._peers.find(name)
             if peer is not None and await self._ask_promote(peer):
