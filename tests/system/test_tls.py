@@ -66,7 +66,9 @@ class Secured:
             f"{prefix}CERTIFICATE": str(self.tls_of(name) / "tls.crt"),
             f"{prefix}CERTIFICATE_KEY": str(self.tls_of(name) / "tls.key"),
         }
-        variables = {} if is_plain else own
+        # Who is distrusted here is to stay who it is.
+        variables = {"DIVANDB_FAILOVER_MS": "600000"} if name != BOARD else {}
+        variables |= {} if is_plain else own
         command = [*COMMAND, "board" if name == BOARD else "node"]
         with open(self.log(name), "ab") as log:
             self.processes[name] = subprocess.Popen(
