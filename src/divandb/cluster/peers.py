@@ -146,7 +146,7 @@ class Peers:
         self._progress = progress
         self._make_link = make_link
         self._shown = tenure.keys.token
-        tenure.changed = progress.forget
+        tenure.changed = self._owner_changed
         self._clock = clock
         self._log = log
         self._started_ms = clock.wall_ms()
@@ -413,6 +413,15 @@ class Peers:
                 peer.vector, peer.load_ms, peer.lag_ms = told.vector, told.load_ms, told.lag_ms
                 teller = peer
         return teller
+
+    def _owner_changed(self, slot: str) -> None:
+        """What was said of a former owner's writes says nothing of the new one's. Who was the owner
+        itself must not speak for the slot from this moment on.
+        """
+        if slot == self._config.slot and not self.tenure.is_owner:
+            self._progress.own(slot, is_own=False)
+        else:
+            self._progress.forget(slot)
 
     def _learn_successor(self, said: Seen, told: Heartbeat) -> None:
         """Who was taken for a slot's owner says that it is a replica: it may name who owns the slot
