@@ -28,7 +28,7 @@ from divandb.vector import Vector
 LOOK_S = 0.25
 FRAME_BYTES_MAX = 1024 * 2**20
 DOCUMENTS_MAX = 1_000
-"""Documents that one receipt names; more writes come with a further receipt."""
+"""Documents that one receipt names; of more it says only the numbers of the writes."""
 
 Give = Callable[[Vector], AsyncIterator[bytes]]
 Send = Callable[[Sequence[bytes]], Awaitable[None]]
