@@ -144,10 +144,16 @@ class Publisher:
         for item in page.messages:
             if isinstance(item, Attached):
                 yield from self._chunks(item)
-            elif len(item) > self.message_bytes_max:
-                yield from events.split(item)
             else:
-                yield item
+                yield from fitting(item, self.message_bytes_max)
+
+
+def fitting(message: bytes, bytes_max: int) -> Iterator[bytes]:
+    """The message, in chunks if it is larger than ``bytes_max``."""
+    if len(message) > bytes_max:
+        yield from events.split(message)
+    else:
+        yield message
 
 
 def batches(messages: Iterable[bytes], bytes_max: int) -> Iterator[list[bytes]]:

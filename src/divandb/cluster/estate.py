@@ -7,7 +7,7 @@ together. What comes back in this way is written down in a *receipt*, which ever
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from divandb.cluster.messages import Frames
 from divandb.cluster.progress import Progress
 from divandb.event import DocumentState, Event
 from divandb.merge import Document
-from divandb.publisher import batches
+from divandb.publisher import batches, fitting
 from divandb.store import registers, succession
 from divandb.store.ledger import Ledger
 from divandb.telemetry import Log, Trouble, rfc3339
@@ -162,7 +162,7 @@ class Estate:
                 break
             assert item is not None
             found += _came_back(item, origin, base) if len(found) < DOCUMENTS_MAX else []
-            batch += self._fitting(item)
+            batch += fitting(item, self.message_bytes_max)
             size += len(item)
             if size >= self._batch_bytes_max:
                 await self._ship(batch)
@@ -175,12 +175,6 @@ class Estate:
     async def _ship(self, batch: list[bytes]) -> None:
         for part in batches(batch, self._batch_bytes_max):
             await self._send(part)
-
-    def _fitting(self, message: bytes) -> Iterator[bytes]:
-        if len(message) > self.message_bytes_max:
-            yield from events.split(message)
-        else:
-            yield message
 
     def _stamp(self) -> int:
         return self._clock.wall_ms() << 16
