@@ -126,6 +126,11 @@ class Role:
         publisher_fails = self.publisher is not None and self.publisher.failing is not None
         return publisher_fails or any(one.failing for one in self.appliers.values())
 
+    def is_fed(self) -> bool:
+        """Is more on its way from the board than was applied here?"""
+        reading = list(self.appliers.values())
+        return any(one.end is not None and one.position.next < one.end for one in reading)
+
     async def read_to_end(self, within_s: float) -> bool:
         """Apply what is on the slot's Replicas' Board by now; was there an end?"""
         applier, board = self.appliers.get(REPLICAS), self.board

@@ -413,6 +413,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
                 Share(limits.applier_share_max, lambda: node.asked()).pace, clock, rng, log,
             )  # fmt: skip
             peers.is_hasty = role.is_cut_off
+            peers.is_fed = role.is_fed
             await stack.enter_async_context(_background(peers.run()))
             await stack.enter_async_context(_background(gatherer.run()))
             await stack.enter_async_context(_background(roles.run(parts, role)))

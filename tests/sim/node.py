@@ -230,6 +230,7 @@ class Node:
         await self.execute_here(lambda ledger: arrivals.retry_holes(ledger, self.clock.wall_ms()))
         parts = _parts(self)
         self.peers.is_hasty = self.role.is_cut_off
+        self.peers.is_fed = self.role.is_fed
         beating = asyncio.ensure_future(self.peers.run())
         succeeding = asyncio.ensure_future(self.failover.run())
         verifying = asyncio.ensure_future(self.verifier.run())

@@ -338,11 +338,15 @@ def test_a_watermark_that_holds_up_all_others(
 ) -> None:
     """One is waited for that cannot be reached: its owner's disk was put back."""
 
-    def wrong(self: Any, vector: dict[int, int]) -> None:
+    def note(self: Any, as_of: float, wrote: dict[int, int]) -> None:
+        self.ahead.append((as_of, wrote))
+
+    def reached(self: Any, vector: dict[int, int]) -> None:
         while self.ahead and covers(vector, self.ahead[0][1]):
             self.as_of, self.mark = self.ahead.popleft()
 
-    monkeypatch.setattr(progress._Slot, "reached", wrong)
+    monkeypatch.setattr(progress._Slot, "note", note)
+    monkeypatch.setattr(progress._Slot, "reached", reached)
     court.finds_in(
         test_reading.test_a_view_is_young_again_though_its_owner_has_lost_what_it_wrote,
         "found by LagReturns",

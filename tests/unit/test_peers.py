@@ -7,7 +7,7 @@ import msgspec
 
 from divandb.cluster import messages
 from divandb.cluster.messages import Heartbeat, Reached, Seen
-from divandb.cluster.peers import FAULTS_MAX, LEASE_LOOK_S, REACHED, Peers
+from divandb.cluster.peers import FAULTS_MAX, FED_PATIENCES, LEASE_LOOK_S, REACHED, Peer, Peers
 from divandb.cluster.progress import Progress
 from divandb.config import MASTER, REPLICA, Config, Limits, Member
 from divandb.link import LinkBroken, Reply
@@ -203,3 +203,39 @@ def test_a_node_that_comes_back_while_a_write_waits_to_be_visible_is_asked_again
         assert loop.run_until_complete(come_back()) == (1, 1)
     finally:
         loop.close()
+
+
+def fetches(group: Group, ms: int) -> list[str]:
+    """Who is asked for what is missing when a node has said more than is here for ``ms``."""
+    asked: list[str] = []
+
+    async def fetch(peer: Peer) -> None:
+        asked.append(peer.member.name)
+
+    async def listen() -> None:
+        group.peers.fetch = fetch
+        group.peers.answer(heartbeat(REPLICA_1, {7: 5}))
+        group.clock.ms += ms
+        group.peers.answer(heartbeat(REPLICA_1, {7: 5}))
+        await asyncio.sleep(0.01)
+
+    loop = SimLoop()
+    try:
+        loop.run_until_complete(listen())
+    finally:
+        loop.close()
+    return asked
+
+
+def test_what_the_board_does_not_bring_is_fetched() -> None:
+    patience_ms = Limits().gap_patience_ms
+    assert fetches(Group(M1, REPLICA_1), patience_ms - 1) == []
+    assert fetches(Group(M1, REPLICA_1), patience_ms + 1) == ["m1-r1"]
+
+
+def test_what_is_on_its_way_from_the_board_is_not_fetched_as_well() -> None:
+    patience_ms = Limits().gap_patience_ms
+    for ms, asked in ((patience_ms + 1, []), (FED_PATIENCES * patience_ms + 1, ["m1-r1"])):
+        group = Group(M1, REPLICA_1)
+        group.peers.is_fed = lambda: True
+        assert fetches(group, ms) == asked

@@ -31,6 +31,8 @@ MESSAGE_BYTES_MAX = 4 * 2**20
 MEMBERS_MAX = 4096
 LEASE_LOOK_S = 0.1
 """So often it is looked whether a node that says nothing has lost its lease."""
+FED_PATIENCES = 20
+"""So many times as long is waited for what a peer has while the board brings other things."""
 REACHED = f"{messages.PREFIX}/reached"
 HEARTBEAT = f"{messages.PREFIX}/heartbeat"
 MISSED_MAX = 2
@@ -155,6 +157,8 @@ class Peers:
         """How late the event loop is."""
         self.is_hasty: Callable[[], bool] = lambda: False
         """Is the board known to bring nothing just now?"""
+        self.is_fed: Callable[[], bool] = lambda: False
+        """Is more on its way from the board than was applied here?"""
         self.fetch: Callable[[Peer], Awaitable[object]] | None = None
         """Catches up from a peer."""
         self.renewed = -math.inf
@@ -445,6 +449,9 @@ class Peers:
         patience_s = self._config.limits.gap_patience_ms / 1000
         if self.is_hasty():
             patience_s = min(patience_s, self._config.limits.heartbeat_ms / 1000)
+        elif self.is_fed():
+            # It will most likely come, and to fetch it as well would make it come later.
+            patience_s *= FED_PATIENCES
         if not peer.missing.look(self._progress.vector, peer.vector, now, patience_s):
             return
         if self.fetch is not None and (self._fetching is None or self._fetching.done()):

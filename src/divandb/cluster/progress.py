@@ -7,6 +7,7 @@ request was sent, so what it says held then or later, whatever other clocks show
 """
 
 import asyncio
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable
 
@@ -40,16 +41,20 @@ class _Slot:
         self.ahead: deque[tuple[float, dict[int, int]]] = deque()
 
     def reached(self, vector: Vector) -> None:
-        """Take over the latest that the vector covers by now.
+        """Take over the latest that the vector covers by now; those before it go with it."""
+        place = bisect(self.ahead, False, key=lambda one: not covers(vector, one[1]))
+        for _ in range(place):
+            self.as_of, self.mark = self.ahead.popleft()
 
-        Those before it go, too, covered or not: what an owner has lost with its disk, and says no
-        more that it wrote, may never come.
-        """
-        for place in range(len(self.ahead), 0, -1):
-            if covers(vector, self.ahead[place - 1][1]):
-                for _ in range(place):
-                    self.as_of, self.mark = self.ahead.popleft()
-                return
+    def note(self, as_of: float, wrote: dict[int, int]) -> None:
+        """A later one. Each covers those before it, so that ``reached`` need not look at all."""
+        if self.ahead and not covers(wrote, self.ahead[-1][1]):
+            # What an owner has lost with its disk, and says no more that it wrote, may never come.
+            self.ahead.clear()
+        if len(self.ahead) >= WATERMARKS_MAX:
+            # Thinned out rather than cut: the oldest is reached first, the newest says most.
+            self.ahead = deque(list(self.ahead)[::2])
+        self.ahead.append((as_of, wrote))
 
 
 class Reach:
@@ -173,10 +178,7 @@ class Progress(Reach):
             return
         if slot.ahead and as_of <= slot.ahead[-1][0]:
             return
-        if len(slot.ahead) >= WATERMARKS_MAX:
-            # Thinned out rather than cut: the oldest is reached first, the newest says most.
-            slot.ahead = deque(list(slot.ahead)[::2])
-        slot.ahead.append((as_of, wrote))
+        slot.note(as_of, wrote)
         slot.reached(self.vector)
 
     def watermarks(self) -> list[Watermark]:
