@@ -1,5 +1,6 @@
 """The `divandb` command: one module a command; each parses, calls and prints."""
 
+import gc
 import importlib
 import sys
 
@@ -32,7 +33,11 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        gc.disable()  # nothing that modules make is garbage
+        try:
+            command: click.Command = getattr(importlib.import_module(module), name)
+        finally:
+            gc.enable()
         return command
 
 
