@@ -21,6 +21,8 @@ from divandb.telemetry import Log, Trouble
 
 RETRY_S_MIN = 0.05
 RETRY_S_MAX = 2.0
+EVENTS_MAX = 256
+"""Events in one transaction."""
 GAP_PATIENCE_S = 1.0
 """So long, what is missing may still come by itself."""
 NO_LOG = ""
@@ -59,13 +61,15 @@ class Applier:
         log: Log,
         *,
         pace: Pace,
+        events_max: Callable[[], int] = lambda: EVENTS_MAX,
         applied: Take | None = None,
     ) -> None:
         """``take`` applies messages and stores the position, both or neither; ``catch_up`` asks a
         peer: was there an answer?
 
-        ``pace`` is awaited after each batch, with the seconds that applying it took and how many
-        messages it had; meanwhile nothing is read. ``applied`` is awaited before that, with what
+        ``pace`` is awaited after each transaction, with the seconds that it took and how many
+        messages there were to apply; meanwhile nothing is read. ``events_max`` says how many of
+        them one transaction may have. ``applied`` is awaited before that, with what
         ``take`` was given; there are no messages when only the position moved. Until it has
         returned once for a batch, it is tried again and nothing more is read; a process that ends
         before leaves it untold.
@@ -75,6 +79,7 @@ class Applier:
         self._has_gap = has_gap
         self._catch_up = catch_up
         self._pace = pace
+        self._events_max = events_max
         self._rng = rng
         self._trouble = Trouble(log, "applying waits", topic=source.topic)
         self._applied = applied
@@ -133,15 +138,24 @@ class Applier:
         await self._move(self._at(identity, offset), [])
 
     async def _move(self, position: Position, messages: list[bytes]) -> None:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await self._take(messages, position)
-        took_s = loop.time() - began
+        most = max(self._events_max(), 1)
+        last = max(len(messages) - 1, 0) // most * most
+        for first in range(0, last, most):
+            # The place is the old one until all are applied: after a crash they are read again.
+            took_s = await self._timed(messages[first : first + most], self.position)
+            await self._pace(took_s, len(messages))
+        took_s = await self._timed(messages[last:], position)
         self.position = position
         self._untold = (messages, position)
         await self._tell()
         if messages:
             await self._pace(took_s, len(messages))
+
+    async def _timed(self, messages: list[bytes], position: Position) -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self._take(messages, position)
+        return loop.time() - began
 
     async def _tell(self) -> None:
         if self._applied is not None and self._untold is not None:

@@ -15,6 +15,7 @@ from divandb.cluster.progress import Progress
 from divandb.cluster.snapshots import Shelf
 from divandb.cluster.verifier import Verifier
 from divandb.config import MASTER, REPLICA, Config
+from divandb.governor import Governor
 from divandb.node import Role
 from divandb.store import arrivals, outbox
 from divandb.store.file import Connection
@@ -44,6 +45,7 @@ class Inside:
     verifier: Verifier
     writer: Writer
     courier: Courier
+    governor: Governor
     alarms: Alarms
     reading: Connection
     clock: Clock
@@ -83,7 +85,7 @@ def condition(inside: Inside) -> dict[str, Any]:
         "queue_jobs": inside.writer.waiting_jobs,
         "forwarding_jobs": None if tenure.serves else inside.courier.waiting_jobs,
         "loop_late_ms": round(peers.load_ms, 1),
-        "applier_share_max": config.limits.applier_share_max,
+        "budget": inside.governor.status(),
         "caught_up_events": inside.fetcher.events,
         "holes": _holes(inside.reading),
         "waiting_local": arrivals.count_waiting(inside.reading),

@@ -128,9 +128,13 @@ class Limits:
     """Catch-ups that a node answers at a time."""
     relay_bytes_max: int = 8 * MIB
     """Events of others that wait for a Replicas' Board; more hold their applier."""
-    applier_share_max: float = 0.2
-    """The share of its time that an applier may use while clients ask. It rests after each batch:
-    the next one is larger then, and cheaper by the write."""
+    background_share: float = 0.0
+    """The share of its time that a node may use for replication, copies, indexes and upkeep; 0: as
+    much as it can spare, which it finds out by itself."""
+    background_share_min: float = 0.1
+    """The least that it uses for them while clients ask."""
+    lag_max_ms: int = 2_000
+    """When a node's view is older, it uses more for replication, though that hurts its clients."""
     snapshot_kept_s: int = 600
     """A copy of the file that was made for another node is kept so long after its last use."""
     snapshot_behind_max: int = 200_000

@@ -1,8 +1,8 @@
 """Indexes brought on: by queries that wait for them, and by themselves after each change.
 
 One thread takes one step at a time, of whatever index is next; while clients ask, it rests after
-each. What there is to index the databases' readers say (``Sources``): an index that none of them
-names any more is retired, once all that they name have come as far as their database.
+each (``governor``). What there is to index the databases' readers say (``Sources``): an index that
+none of them names any more is retired, once all that they name have come as far as their database.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import msgspec
 from divandb.catalog import Catalog, Known
 from divandb.clock import Clock
 from divandb.errors import DivanError, NotFound
+from divandb.governor import Pace
 from divandb.store.indexes import Built, Entries, IndexFile
 from divandb.store.writer import as_refusal
 from divandb.telemetry import Log
@@ -21,7 +22,6 @@ from divandb.telemetry import Log
 LOOK_EVERY_S = 1.0
 """Changes are taken in so often, when nobody waits for them."""
 FAULT_PAUSE_S = 5.0
-REST_S_MAX = 0.05
 SHOWN_AFTER_S = 0.1
 """`_active_tasks` shows work that has gone on for so long."""
 
@@ -85,19 +85,16 @@ class Indexer:
         built: Sequence[Built],
         catalog: Catalog,
         offload: Offload,
-        asked: Callable[[], int],
-        share_max: float,
+        pace: Pace,
         clock: Clock,
         log: Log,
     ) -> None:
-        """``asked`` counts clients' requests."""
+        """``pace`` is awaited after each step."""
         self._indexes = indexes
         self._built: dict[Key, Built] = {(one.db, one.signature): one for one in built}
         self._catalog = catalog
         self._offload = offload
-        self._asked = asked
-        self._seen = 0
-        self._rests_per_work = max(1 / share_max - 1, 0.0)
+        self._pace = pace
         self._clock = clock
         self._log = log
         self._works: dict[Key, _Work] = {}
@@ -171,19 +168,13 @@ class Indexer:
             work.updated_ms = self._clock.wall_ms()
             work.tell(built.seq)
             if built.seq < work.goal:
-                await self._rest(self._clock.monotonic() - began)
+                await self._pace(self._clock.monotonic() - began)
 
     async def _take(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return await self._offload(function, *arguments)
         except Exception as fault:
             raise as_refusal(fault) from fault
-
-    async def _rest(self, took_s: float) -> None:
-        asked = self._asked()
-        if asked != self._seen:
-            self._seen = asked
-            await asyncio.sleep(min(took_s * self._rests_per_work, REST_S_MAX))
 
     def tasks(self) -> list[dict[str, object]]:
         """What is under way, as `_active_tasks` has it."""

@@ -30,6 +30,7 @@ from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.relay import Relay
 from divandb.config import BoardAccess, Config
 from divandb.event import Passed, passed
+from divandb.governor import Governor
 from divandb.publisher import Publisher, batches
 from divandb.store import arrivals, outbox, positions, succession
 from divandb.store.file import Connection
@@ -61,7 +62,6 @@ LOOK_AGAIN_S_MIN = 0.05
 """At the start, when the board may not have its topics yet, it looks again after this time."""
 
 Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
-Pace = Callable[[float, int], Awaitable[None]]
 Give = Callable[[Vector], AsyncIterator[bytes]]
 OpenBoard = Callable[[BoardAccess], EventBoard]
 There = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
@@ -99,7 +99,7 @@ class Parts:
     set_synchronous: Callable[[int], None]
     """SQLite's number, from the next commit on."""
     own_origin: Callable[[], int | None]
-    pace: Pace
+    governor: Governor
     clock: Clock
     rng: Rng
     log: Log
@@ -465,7 +465,9 @@ def _applier(
 
     return Applier(
         source, position, take, parts.has_gap, parts.catch_up,
-        parts.rng, parts.log, pace=parts.pace, applied=relay.put if relay is not None else None,
+        parts.rng, parts.log, pace=parts.governor.pace_applier,
+        events_max=parts.governor.batch_events,
+        applied=relay.put if relay is not None else None,
     )  # fmt: skip
 
 

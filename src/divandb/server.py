@@ -38,7 +38,6 @@ from divandb.cluster.needs import Needs
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.scanner import Scanner
-from divandb.cluster.share import Share
 from divandb.cluster.snapshots import Shelf
 from divandb.cluster.verifier import Verifier
 from divandb.cluster.witness import Witness
@@ -49,6 +48,7 @@ from divandb.delivery import Delivery
 from divandb.entry import Entry
 from divandb.errors import DivanError
 from divandb.finder import Finder
+from divandb.governor import Governor, Work
 from divandb.httpd import (
     attachments,
     bulk,
@@ -80,6 +80,7 @@ from divandb.master import Master
 from divandb.node import Parts, Role
 from divandb.pulse import Sockets, keep_listening
 from divandb.replica import Replica
+from divandb.senses import Machine, Senses
 from divandb.settings import Settings
 from divandb.store import arrivals, file, indexes, outbox, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
@@ -261,6 +262,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             catalog, replica, settings, clock, rng, offload, config.admin, limits.login_queue_max
         )
 
+        governor = Governor(limits)
+
         # Queries
         index_pool = ThreadPoolExecutor(1, thread_name_prefix="indexer")
         stack.callback(index_pool.shutdown)
@@ -269,8 +272,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             return await loop.run_in_executor(index_pool, function, *arguments)
 
         indexer = Indexer(
-            index_file, built, catalog, on_indexes, lambda: node.asked(), limits.index_share_max,
-            clock, log,
+            index_file, built, catalog, on_indexes, governor.pace(Work.INDEXES), clock, log
         )  # fmt: skip
         finder = Finder(reading, disk, index_path, catalog, indexer, clock, limits)
         stack.callback(finder.close)
@@ -315,14 +317,17 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             log,
         )  # fmt: skip
         fetcher.caught_up = gatherer.notice
-        giver = Giver(disk, offload, limits)
+        giver = Giver(disk, offload, governor.pace(Work.COPIES), clock, limits)
         shelf = Shelf(disk, clock, rng, limits, offload, log)
         stack.push_async_callback(shelf.close)
         await stack.enter_async_context(_background(shelf.tend()))
         findings, witness = Findings(clock, log), Witness(disk, offload)
-        scanner = Scanner(disk, execute, offload, findings, clock, limits, log)
+        scanner = Scanner(
+            disk, execute, offload, findings, governor.pace(Work.PROOFS), clock, limits, log
+        )  # fmt: skip
         verifier = Verifier(
-            config, disk, peers, scanner, findings, execute, offload, clock, log
+            config, disk, peers, scanner, findings, execute, offload,
+            governor.pace(Work.PROOFS), clock, log,
         )  # fmt: skip
         witness.differs, witness.doubted = verifier.notice, scanner.doubt
         needs = Needs(progress, peers, fetcher.fetch, limits)
@@ -354,7 +359,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         )
         inside = Inside(
             config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, writer,
-            courier,
+            courier, governor,
             ledger.alarms, reading, clock,
         )  # fmt: skip
         services = Services(
@@ -387,7 +392,10 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             condition=lambda: condition(inside),
             is_ready=_from_then_on(lambda: _has_system_databases(catalog)),
             numbers=lambda: (
-                upkeep.status() | {"write_queue_jobs": writer.waiting_jobs} | verifier.numbers()
+                upkeep.status()
+                | {"write_queue_jobs": writer.waiting_jobs}
+                | verifier.numbers()
+                | governor.numbers()
             ),
             want=gatherer.want,
         )
@@ -410,7 +418,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
                 progress, boarded, delivery.published, wrote, peers,
                 lambda: across(loop, fetcher.catch_up()), giver.give,
                 functools.partial(setattr, ledger, "synchronous"), lambda: ledger.origin,
-                Share(limits.applier_share_max, lambda: node.asked()).pace, clock, rng, log,
+                governor, clock, rng, log,
             )  # fmt: skip
             peers.is_hasty = role.is_cut_off
             peers.is_fed = role.is_fed
@@ -424,10 +432,17 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             )
         await stack.enter_async_context(_background(verifier.run()))
         await stack.enter_async_context(_background(indexer.run()))
+        senses = Senses(
+            governor, lambda: node.asked() - peers.answered,
+            lambda: progress.lag(limits.silent_slot_ms)[0], Machine(clock).look, log,
+        )  # fmt: skip
+        await stack.enter_async_context(_background(senses.run()))
         checkpointer = Checkpointer(disk, gauge, limits)
         stack.callback(checkpointer.close)
         await stack.enter_async_context(
-            _background(tend(upkeep, checkpointer, execute, offload, log))
+            _background(
+                tend(upkeep, checkpointer, execute, offload, governor.pace(Work.UPKEEP), log)
+            )
         )
         gc.freeze()
         yield node

@@ -23,6 +23,7 @@ async def answer(node: "Node", exchange: Exchange) -> None:
     """Answer one request, on a fast lane if one takes it."""
     method, path, headers, body = exchange.request
     url = path.encode()
+    node.requests += 1
     if method == "POST" and url.startswith(PREFIX):
         handler = node.peer_lane.handler(url, headers)
         if handler is not None:

@@ -25,7 +25,6 @@ from divandb.cluster.needs import Needs
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.scanner import Scanner
-from divandb.cluster.share import Share
 from divandb.cluster.snapshots import Shelf
 from divandb.cluster.verifier import Verifier
 from divandb.cluster.witness import Witness
@@ -43,6 +42,7 @@ from divandb.config import MASTER, REPLICA, BoardAccess, Config, Keys, Limits, M
 from divandb.delivery import Delivery
 from divandb.entry import Entry
 from divandb.errors import DivanError
+from divandb.governor import LOOK_S, Governor, Shortages, Work
 from divandb.httpd.app import App
 from divandb.httpd.authenticator import Authenticator
 from divandb.httpd.forward import Forwarder
@@ -54,6 +54,7 @@ from divandb.master import Master
 from divandb.node import Execute, Parts, Role
 from divandb.replica import Replica
 from divandb.revtree import Attachment, parse_rev
+from divandb.senses import Senses
 from divandb.server import TABLES, _result
 from divandb.settings import Settings
 from divandb.store import arrivals, documents, file, outbox, registers, succession
@@ -235,11 +236,25 @@ class Node:
         succeeding = asyncio.ensure_future(self.failover.run())
         verifying = asyncio.ensure_future(self.verifier.run())
         tending = asyncio.ensure_future(
-            tend(self.upkeep, self._checkpointer, _executing(self), self._offload, self.log)
+            tend(
+                self.upkeep,
+                self._checkpointer,
+                _executing(self),
+                self._offload,
+                self.governor.pace(Work.UPKEEP),
+                self.log,
+            )
         )
+        senses = Senses(
+            self.governor, lambda: self.requests - self.peers.answered,
+            lambda: self.progress.lag(self.config.limits.silent_slot_ms)[0], Shortages, self.log,
+            probe_s=LOOK_S,
+        )  # fmt: skip
+        looking = asyncio.ensure_future(senses.run())
         try:
             await roles.run(parts, self.role)
         finally:
+            looking.cancel()
             beating.cancel()
             succeeding.cancel()
             verifying.cancel()
@@ -413,7 +428,7 @@ def _parts(node: Node) -> Parts:
         give=node.giver.give,
         set_synchronous=functools.partial(setattr, node.ledger, "synchronous"),
         own_origin=lambda: node.ledger.origin,
-        pace=Share(1.0, lambda: 0).pace, clock=node.clock, rng=node.rng, log=node.log,
+        governor=node.governor, clock=node.clock, rng=node.rng, log=node.log,
     )  # fmt: skip
 
 
@@ -452,6 +467,7 @@ def _open_reads(node: Node) -> None:
         node.reading, node.catalog, node.identity.numbering, config.limits.feeds_max
     )
     node.tenure = Tenure(config, succession.owners(node.reading))
+    node.governor, node.requests = Governor(config.limits), 0
     node.progress = Progress(
         dict(node.ledger.vector), node.ledger.slots(), node.clock,
         config.slot if node.tenure.is_owner else None,
@@ -496,14 +512,17 @@ def _open_peers(node: Node) -> None:
         node.peers, node.progress, execute, config.keys.token, clock, limits, log, transport
     )
     node.peers.fetch = node.fetcher.fetch
-    node.giver = Giver(node.disk, node._offload, limits)
+    node.giver = Giver(node.disk, node._offload, node.governor.pace(Work.COPIES), clock, limits)
     node.shelf = Shelf(node.disk, clock, node.rng, limits, node._offload, log)
     node.forwarder = Forwarder(transport)
     node.findings, node.witness = Findings(clock, log), Witness(node.disk, node._offload)
-    node.scanner = Scanner(node.disk, execute, node._offload, node.findings, clock, limits, log)
+    node.scanner = Scanner(
+        node.disk, execute, node._offload, node.findings, node.governor.pace(Work.PROOFS), clock,
+        limits, log,
+    )  # fmt: skip
     node.verifier = Verifier(
-        config, node.disk, node.peers, node.scanner, node.findings, execute, node._offload, clock,
-        log,
+        config, node.disk, node.peers, node.scanner, node.findings, execute, node._offload,
+        node.governor.pace(Work.PROOFS), clock, log,
     )  # fmt: skip
     node.witness.differs, node.witness.doubted = node.verifier.notice, node.scanner.doubt
 

@@ -68,6 +68,7 @@ class Node:
         self.told_faults: list[Exception] = []
         """Raised by the next calls of ``applied``."""
         self.takes_s = 0.0
+        self.events_max = 256
         self.has_gap = False
         self.peers = 0
         """So many times a peer answers; then there is none."""
@@ -75,7 +76,8 @@ class Node:
         self.log = Lines()
         self.applier = Applier(
             source, position, self._take, lambda: self.has_gap, self._catch_up, SeededRng(),
-            self.log, pace=self._pace, applied=self._applied if tells else None,
+            self.log, pace=self._pace, events_max=lambda: self.events_max,
+            applied=self._applied if tells else None,
         )  # fmt: skip
 
     async def _take(self, messages: list[bytes], position: Position) -> None:
@@ -421,3 +423,36 @@ def test_over_a_board_every_message_of_every_log_is_taken() -> None:
     assert set(sent) <= set(taken)
     told = [one[1:] for one in node.done if one[0] == "told"]
     assert told == node.took
+
+
+def test_a_batch_that_is_larger_than_a_transaction_may_be_moves_the_place_with_its_last_part() -> (
+    None
+):
+    source = Script(batch(7, b"a", b"b", b"c", b"d", b"e"))
+    node = Node(source, at("A", 7))
+    node.events_max = 2
+    play(node)
+    assert node.took == [
+        ([b"a", b"b"], at("A", 7)), ([b"c", b"d"], at("A", 7)), ([b"e"], at("A", 12))
+    ]  # fmt: skip
+    assert [one for one in node.done if one[0] == "told"] == [
+        ("told", [b"a", b"b", b"c", b"d", b"e"], at("A", 12))
+    ]
+    assert [one[2] for one in node.done if one[0] == "pace"] == [5, 5, 5]
+
+
+def test_a_fault_in_the_middle_of_a_large_batch_has_all_of_it_read_again() -> None:
+    source = Script(batch(7, b"a", b"b"), batch(7, b"a", b"b"))
+    node = Node(source, at("A", 7), tells=False)
+    node.events_max = 1
+    node.takes_s = 1.0
+
+    async def body() -> None:
+        await asyncio.sleep(0.5)
+        node.faults.append(OSError("the disk"))
+        await asyncio.sleep(60)
+
+    play(node, body)
+    assert len(node.took) == 3
+    assert node.took[-2:] == [([b"a"], at("A", 7)), ([b"b"], at("A", 9))]
+    assert source.asked[:2] == [7, 7]

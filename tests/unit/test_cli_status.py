@@ -93,7 +93,7 @@ class FakeNode(ThreadingHTTPServer):
                 "reading": {"m1": {"next": self.upto, "end": 7, "failing": None}},
             },
             "queue_jobs": 3,
-            "applier_share_max": 0.5,
+            "budget": {"share": 0.5, "reason": "start", "hurts": False},
             "peers": [peer.shown for peer in self.peers],
         }
 
@@ -292,7 +292,7 @@ def node_of(name: str, role: str, slot: str, slots: list[str]) -> dict[str, Any]
             },
         },
         "queue_jobs": 4096,
-        "applier_share_max": 0.5,
+        "budget": {"share": 0.5, "reason": "start", "hurts": False},
         "peers": [],
     }
 

@@ -8,7 +8,8 @@ from typing import Any
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress
 from divandb.condition import REASON_CHARS_MAX, REASONS_MAX, Inside, condition
-from divandb.config import Config
+from divandb.config import Config, Limits
+from divandb.governor import Governor
 from divandb.node import Role
 from divandb.store import arrivals, outbox
 from divandb.telemetry import LineLog
@@ -30,7 +31,8 @@ def inside(store: Store, **parts: Any) -> Inside:
         "role": Role(), "fetcher": nothing, "gatherer": nothing, "writer": nothing,
         "shelf": SimpleNamespace(status=lambda: {"making": False}), "courier": nothing,
         "verifier": SimpleNamespace(status=lambda: {"open": 7}),
-        "alarms": store.ledger.alarms, "reading": store.reader, "clock": clock,
+        "governor": Governor(Limits()), "alarms": store.ledger.alarms,
+        "reading": store.reader, "clock": clock,
     }  # fmt: skip
     return Inside(**{**found, **parts})
 
@@ -44,6 +46,7 @@ def test_a_calm_node(tmp_path: Path) -> None:
     assert said["alarms"] == {"hlc_drift_ms_max": 0, "hlc_drift_events": 0, "damaged_blobs": 0}
     assert said["snapshot"] == {"making": False}
     assert said["verify"] == {"open": 7}
+    assert (said["budget"]["share"], said["budget"]["reason"]) == (0.2, "start")
     assert (said["forwarding_jobs"], said["outbox_rows"]) == (None, None)
     assert (said["role"], said["serves"]) == ("master", True)
     assert said["owners"] == {"m1": {"name": "m1", "epoch": 0, "confirmed": True}}

@@ -255,7 +255,7 @@ def test_the_environment_goes_over_the_file() -> None:
         DIVANDB_BOARD_SECRET="f" * 16,
         DIVANDB_COOKIES="1" * 32,
         DIVANDB_UUIDS_MAX="7",
-        DIVANDB_APPLIER_SHARE_MAX="0.25",
+        DIVANDB_BACKGROUND_SHARE="0.25",
     )
     config = changed.config
     assert (changed.host, changed.node_port, changed.port) == ("10.0.0.1", 6002, 6001)
@@ -264,7 +264,7 @@ def test_the_environment_goes_over_the_file() -> None:
     assert config.admin == "root:x"
     assert config.board == BoardAccess("http://10.0.0.9:1", "m1-r1", "f" * 16)
     assert config.keys.cookies == "1" * 32
-    assert (config.limits.uuids_max, config.limits.applier_share_max) == (7, 0.25)
+    assert (config.limits.uuids_max, config.limits.background_share) == (7, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -260,11 +260,11 @@ class Bench:
         self.store = store
         self.file = opened(store)
         self.catalog = Catalog(store.reader, 1000)
-        self.asked = 0
         self.time, self.log = Time(), Told()
+        self.rests: list[float] = []
         self.indexer = Indexer(
-            self.file, self.file.built(), self.catalog, self.offload, lambda: self.asked, 0.5,
-            self.time, self.log,
+            self.file, self.file.built(), self.catalog, self.offload, self.pace, self.time,
+            self.log,
         )  # fmt: skip
         self.clock = StillClock()
         self.finder = Finder(
@@ -272,6 +272,9 @@ class Bench:
             limits or store.limits,
         )  # fmt: skip
         self.fault: Exception | None = None
+
+    async def pace(self, took_s: float) -> None:
+        self.rests.append(took_s)
 
     async def offload(self, function: Any, *arguments: Any) -> Any:
         await asyncio.sleep(0)

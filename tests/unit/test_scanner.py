@@ -10,6 +10,7 @@ from divandb.cluster import scanner as module
 from divandb.cluster.findings import Findings
 from divandb.cluster.scanner import Scanner
 from divandb.config import Limits
+from divandb.governor import Governor, Work
 from tests.sim.world import SimClock, SimLoop
 from tests.stores import Lines, Store, edit
 
@@ -29,8 +30,8 @@ class Bench:
         """How long a reader needs for a piece."""
         self.fails = False
         self.scanner = Scanner(
-            self.store.disk, self.execute, self.offload, self.findings, SimClock(loop), LIMITS,
-            Lines(),
+            self.store.disk, self.execute, self.offload, self.findings,
+            Governor(LIMITS).pace(Work.PROOFS), SimClock(loop), LIMITS, Lines(),
         )  # fmt: skip
 
     async def execute(self, step: Callable[[Any], Any], size_bytes: int) -> Any:

@@ -26,6 +26,7 @@ from divandb.config import Limits
 from divandb.cursor import Cursor
 from divandb.errors import Busy
 from divandb.event import CHUNK_BYTES
+from divandb.governor import Governor, Work
 from divandb.revtree import Attachment, parse_rev
 from divandb.store import blobs, changes, checkpoints, documents, file, registers, upkeep
 from divandb.store.checkpoints import Checkpointer, WalGauge
@@ -790,7 +791,14 @@ class Loop:
     def run(self, scenario: Callable[["Loop"], Any]) -> None:
         async def both() -> None:
             tending = asyncio.create_task(
-                tend(self.store.upkeep, self.checkpointer, self.execute, self.offload, self.log)
+                tend(
+                    self.store.upkeep,
+                    self.checkpointer,
+                    self.execute,
+                    self.offload,
+                    Governor(Limits()).pace(Work.UPKEEP),
+                    self.log,
+                )
             )
             try:
                 await scenario(self)

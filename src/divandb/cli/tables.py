@@ -68,7 +68,7 @@ def _moment(text: str | None) -> str:
 
 def _content(node: dict[str, Any], slots: Sequence[str]) -> tuple[str, ...]:
     of = node.get("slots", {})
-    share = node.get("applier_share_max")
+    share = node.get("budget", {}).get("share")
     return (
         node["name"],
         _cell(node.get("lag_ms")),
@@ -110,6 +110,9 @@ def _alarms(node: dict[str, Any]) -> Iterator[str]:
     """What an operator should look at, though nothing fails."""
     for topic, limit in ((node.get("board") or {}).get("small") or {}).items():
         yield f"sends pieces: {topic} takes no message above {limit} bytes"
+    budget = node.get("budget") or {}
+    if budget.get("hurts"):
+        yield f"takes {100 * budget['share']:.0f}% of its time for others: {budget['reason']}"
     holes = node.get("holes") or {"count": 0}
     if holes["count"]:
         yield f"cannot apply {holes['count']} events: {'; '.join(holes['reasons'])}"

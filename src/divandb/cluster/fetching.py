@@ -20,6 +20,7 @@ from divandb.cluster.progress import Progress
 from divandb.cluster.trust import SCHEME
 from divandb.config import Limits
 from divandb.errors import Busy
+from divandb.governor import Pace
 from divandb.store import arrivals, catchup, file
 from divandb.store.catchup import End
 from divandb.store.file import Disk
@@ -43,7 +44,12 @@ Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
 class Giver:
     """Answers other nodes."""
 
-    def __init__(self, disk: Disk, offload: Offload, limits: Limits) -> None:
+    def __init__(
+        self, disk: Disk, offload: Offload, pace: Pace, clock: Clock, limits: Limits
+    ) -> None:
+        """``pace`` is awaited after each piece that was read."""
+        self._pace = pace
+        self._clock = clock
         self._disk = disk
         self._offload = offload
         self._limits = limits
@@ -63,12 +69,18 @@ class Giver:
             )
             answer = catchup.beyond(connection, vector)
             try:
-                while piece := await self._offload(_piece, answer):
+                while piece := await self._read(answer):
                     yield piece
             finally:
                 await self._offload(_close, answer, connection)
         finally:
             self.under_way -= 1
+
+    async def _read(self, answer: Iterator[bytes | End]) -> bytes:
+        began = self._clock.monotonic()
+        piece: bytes = await self._offload(_piece, answer)
+        await self._pace(self._clock.monotonic() - began)
+        return piece
 
 
 def _piece(answer: Iterator[bytes | End]) -> bytes:

@@ -10,6 +10,7 @@ from divandb.clock import Clock
 from divandb.cluster.findings import Findings
 from divandb.cluster.witness import reader
 from divandb.config import Limits
+from divandb.governor import Pace
 from divandb.store import mending, scanning
 from divandb.store.file import Connection, Disk
 from divandb.store.ledger import Ledger
@@ -18,8 +19,8 @@ from divandb.telemetry import Log, Trouble
 
 ATTEMPTS_MAX = 3
 """A count that a failed transaction has undone begins again so often."""
-SHARE_ASKED = 0.5
-"""The share of the time when somebody waits for it."""
+RESTS_ASKED = 1.0
+"""When somebody waits for it, it rests so many times what a piece took."""
 RETRY_S = 10.0
 DOUBTED_S = 1.0
 """Between two looks at databases whose digest is in doubt."""
@@ -32,13 +33,15 @@ class Scanner:
     """Counts databases, one at a time."""
 
     def __init__(
-        self, disk: Disk, execute: Execute, offload: Offload, findings: Findings, clock: Clock,
-        limits: Limits, log: Log,
+        self, disk: Disk, execute: Execute, offload: Offload, findings: Findings, pace: Pace,
+        clock: Clock, limits: Limits, log: Log,
     ) -> None:  # fmt: skip
+        """``pace`` is awaited after each piece, unless somebody waits for the whole."""
         self._disk = disk
         self._execute = execute
         self._offload = offload
         self._findings = findings
+        self._pace = pace
         self._clock = clock
         self._limits = limits
         self._trouble = Trouble(log, "reading all rows fails")
@@ -151,8 +154,10 @@ class Scanner:
             reached = await self._execute(functools.partial(scanning.take, num=num, piece=piece), 0)
             if reached is not None and reached[0] > before:
                 self._findings.totals.checked_rows += piece.rows
-            share = SHARE_ASKED if self._asked else self._limits.verify_share_max
-            await asyncio.sleep(took_s * (1 / share - 1))
+            if self._asked:
+                await asyncio.sleep(took_s * RESTS_ASKED)
+            else:
+                await self._pace(took_s)
         if reached is None:
             return None
         wrong: bool | None = await self._execute(functools.partial(scanning.finish, num=num), 0)

@@ -40,6 +40,7 @@ from divandb.cluster.scanner import Scanner
 from divandb.cluster.witness import STATES_MAX, reader
 from divandb.config import Config
 from divandb.errors import Busy
+from divandb.governor import Pace
 from divandb.link import LinkBroken
 from divandb.store import changes, mending, proofs
 from divandb.store.file import Connection, Disk
@@ -116,8 +117,9 @@ class Verifier:
 
     def __init__(
         self, config: Config, disk: Disk, peers: Peers, scanner: Scanner, findings: Findings,
-        execute: Execute, offload: Offload, clock: Clock, log: Log,
+        execute: Execute, offload: Offload, pace: Pace, clock: Clock, log: Log,
     ) -> None:  # fmt: skip
+        self._pace = pace
         self._config = config
         self._limits = config.limits
         self._disk = disk
@@ -337,7 +339,7 @@ class Verifier:
             await self._mend(peer, claim.name, claim.generation, keys, {})
             after = upto or after
             took_s = self._clock.monotonic() - began
-            await asyncio.sleep(took_s * (1 / self._limits.verify_share_max - 1))
+            await self._pace(took_s)
         self._walked[place] = (difference, self._clock.monotonic())
         if not suspects:
             self._scanner.doubt(claim.name, claim.generation)

@@ -18,6 +18,7 @@ from divandb.clock import Clock
 from divandb.config import MIB, Limits
 from divandb.errors import Busy
 from divandb.event import CHUNK_BYTES
+from divandb.governor import Pace
 from divandb.store import blobs, chores, documents
 from divandb.store.checkpoints import Checkpointer, WalGauge, rewind
 from divandb.store.chores import DENSE_MARKS, VACUUM_STOP_SHARE, Facts, Task
@@ -514,12 +515,15 @@ Offload = Callable[..., Awaitable[Any]]
 
 
 async def tend(
-    upkeep: Upkeep, checkpointer: Checkpointer, execute: Execute, offload: Offload, log: Log
-) -> None:
-    """Work when something has changed, until cancelled; each commit sets ``upkeep.changed``."""
+    upkeep: Upkeep, checkpointer: Checkpointer, execute: Execute, offload: Offload, pace: Pace,
+    log: Log,
+) -> None:  # fmt: skip
+    """Work when something has changed, until cancelled; each commit sets ``upkeep.changed``.
+    ``pace`` is awaited after each step.
+    """
     while True:
         try:
-            await _round(upkeep, checkpointer, execute, offload)
+            await _round(upkeep, checkpointer, execute, offload, pace)
             pause_s = LOOK_EVERY_S
         except (Busy, apsw.FullError) as refusal:
             log.event("upkeep waits", why=str(refusal))
@@ -535,13 +539,13 @@ async def tend(
 
 
 async def _round(
-    upkeep: Upkeep, checkpointer: Checkpointer, execute: Execute, offload: Offload
+    upkeep: Upkeep, checkpointer: Checkpointer, execute: Execute, offload: Offload, pace: Pace
 ) -> None:
-    """Steps until there is nothing to do, with as much time between them as they take."""
+    """Steps until there is nothing to do."""
     returned_pages = upkeep.totals.returned_pages
     upkeep.urgent.clear()
     while (took_s := await execute(upkeep.step, 0)) is not None:
-        await asyncio.sleep(took_s)
+        await pace(took_s)
         if checkpointer.due():
             await offload(checkpointer.run)
             await execute(rewind, 0)
