@@ -133,7 +133,7 @@ class Limits:
     much as it can spare, which it finds out by itself."""
     background_share_min: float = 0.1
     """The least that it uses for them while clients ask."""
-    lag_max_ms: int = 2_000
+    lag_max_ms: int = 60_000
     """When a node's view is older, it uses more for replication, though that hurts its clients."""
     snapshot_kept_s: int = 600
     """A copy of the file that was made for another node is kept so long after its last use."""

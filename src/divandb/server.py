@@ -213,7 +213,7 @@ class Node:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.asked: Callable[[], int] = lambda: 0
-        """How many requests have come so far."""
+        """How many requests have come so far, but for those that watch the node."""
 
 
 @asynccontextmanager
@@ -433,7 +433,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         await stack.enter_async_context(_background(verifier.run()))
         await stack.enter_async_context(_background(indexer.run()))
         senses = Senses(
-            governor, lambda: node.asked() - peers.answered,
+            governor, lambda: node.asked(),
             lambda: progress.lag(limits.silent_slot_ms)[0], Machine(clock).look, log,
         )  # fmt: skip
         await stack.enter_async_context(_background(senses.run()))

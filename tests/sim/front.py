@@ -5,6 +5,7 @@ from urllib.parse import unquote
 
 from divandb.cluster.sessions import Token
 from divandb.httpd.peer_lane import PREFIX
+from divandb.httpd.protocol import NOT_CLIENTS
 from tests.sim.network import Exchange, Headers
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ async def answer(node: "Node", exchange: Exchange) -> None:
     """Answer one request, on a fast lane if one takes it."""
     method, path, headers, body = exchange.request
     url = path.encode()
-    node.requests += 1
+    node.requests += url not in NOT_CLIENTS
     if method == "POST" and url.startswith(PREFIX):
         handler = node.peer_lane.handler(url, headers)
         if handler is not None:

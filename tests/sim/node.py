@@ -246,7 +246,7 @@ class Node:
             )
         )
         senses = Senses(
-            self.governor, lambda: self.requests - self.peers.answered,
+            self.governor, lambda: self.requests,
             lambda: self.progress.lag(self.config.limits.silent_slot_ms)[0], Shortages, self.log,
             probe_s=LOOK_S,
         )  # fmt: skip

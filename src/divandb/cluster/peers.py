@@ -155,8 +155,6 @@ class Peers:
         self._known: dict[str, Peer] = {}
         self.load_ms = 0.0
         """How late the event loop is."""
-        self.answered = 0
-        """Heartbeats of others."""
         self.is_hasty: Callable[[], bool] = lambda: False
         """Is the board known to bring nothing just now?"""
         self.is_fed: Callable[[], bool] = lambda: False
@@ -393,7 +391,6 @@ class Peers:
         it goes on: so it counts as of a moment at which this process ran, and read what there was.
         """
         now = self._clock.monotonic()
-        self.answered += 1
         self.renewed = max(self.renewed, self._awake[0])
         peer = self._learn(told, now)
         if peer is not None and peer.member.slot == self._config.slot and self.tenure.is_owner:

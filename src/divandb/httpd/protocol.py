@@ -17,6 +17,10 @@ from divandb.httpd import respond
 from divandb.httpd.lane import Lane, whole
 from divandb.httpd.peer_lane import PREFIX, Done, Handler, PeerLane
 
+NOT_CLIENTS = frozenset(
+    {b"/_up", b"/_divan/heartbeat", b"/_divan/status", b"/_node/_local/_prometheus"}
+)
+"""Who asks for these watches the node. All other requests are of clients, or for clients."""
 REFUSED_S_MAX = 1.0
 """A connection too many is given this time to say what it wants, so that it can hear why not."""
 
@@ -142,7 +146,8 @@ def protocol_class(
 
         def on_response_complete(self) -> None:
             self.heard_s = self.loop.time()
-            self.server_state.total_requests += 1
+            if self.url not in NOT_CLIENTS:
+                self.server_state.total_requests += 1
             if self.transport.is_closing():
                 return
             self.flow.resume_reading()
