@@ -41,7 +41,6 @@ class Catalog:
         self._connection = connection
         self._revs_limit = revs_limit
         self._known: dict[str, Known] = {}
-        self._names: dict[int, str] = {}
         self._generations: dict[str, int] = {}
         for database in databases.newest(databases.load_all(connection)).values():
             self._take(database)

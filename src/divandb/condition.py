@@ -16,6 +16,7 @@ from divandb.cluster.snapshots import Shelf
 from divandb.cluster.verifier import Verifier
 from divandb.config import MASTER, REPLICA, Config
 from divandb.governor import Governor
+from divandb.hot import HotDocuments
 from divandb.node import Role
 from divandb.store import arrivals, outbox
 from divandb.store.file import Connection
@@ -46,6 +47,7 @@ class Inside:
     writer: Writer
     courier: Courier
     governor: Governor
+    hot: HotDocuments
     alarms: Alarms
     reading: Connection
     clock: Clock
@@ -85,6 +87,7 @@ def condition(inside: Inside) -> dict[str, Any]:
         "queue_jobs": inside.writer.waiting_jobs,
         "forwarding_jobs": None if tenure.serves else inside.courier.waiting_jobs,
         "loop_late_ms": round(peers.load_ms, 1),
+        "hot": inside.hot.status(),
         "budget": inside.governor.status(),
         "caught_up_events": inside.fetcher.events,
         "holes": _holes(inside.reading),

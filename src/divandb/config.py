@@ -92,6 +92,8 @@ class Limits:
     """A write-ahead log above this size is emptied even if that makes writers wait."""
     sqlite_cache_bytes_max: int = 16 * MIB
     """Pages that each SQLite connection keeps in memory."""
+    hot_bytes_max: int = 16 * MIB
+    """Frequently read documents that a node keeps at hand; 0: none."""
     compact_step_ms_max: int = 20
     """The longest step of background work on the writer's thread."""
     old_revisions_bytes_min: int = 16 * MIB
@@ -160,6 +162,9 @@ class Limits:
     join_wait_ms: int = 1_500
     """A node that starts waits so long to hear what others have, before it opens its file."""
 
+
+MAY_BE_ZERO = frozenset({"background_share", "hot_bytes_max"})
+"""For these 0 has a meaning of its own."""
 
 MASTER = "master"
 REPLICA = "replica"
@@ -311,12 +316,17 @@ def limits_from(environment: Mapping[str, str] = os.environ) -> Limits:
     return dataclasses.replace(Limits(), **changes)
 
 
+def is_allowed(setting: str, value: float) -> bool:
+    """May a setting of this name be such a number?"""
+    return 0 < value < math.inf or (value == 0 and setting in MAY_BE_ZERO)
+
+
 def number(variable: str, text: str, kind: type[Any]) -> Any:
     """The number of this kind in a variable's text; raises ``ValueError`` that names it."""
     try:
         value = kind(text)
     except ValueError:
         raise ValueError(f"{variable} must be a number, not {text!r}") from None
-    if not 0 < value < math.inf:
+    if not is_allowed(variable.removeprefix("DIVANDB_").lower(), value):
         raise ValueError(f"{variable} must be a number greater than 0")
     return value

@@ -48,6 +48,7 @@ from divandb.config import (
     Spare,
     TlsFiles,
     TopicSettings,
+    is_allowed,
     number,
 )
 from divandb.datadir import is_admin
@@ -598,7 +599,7 @@ class _Table:
             except ValueError as problem:
                 raise ConfigFileError(str(problem)) from None
         fits = isinstance(value, int if kind is int else (int, float))
-        if isinstance(value, bool) or not fits or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not fits or not is_allowed(key, value):
             words = "whole number" if kind is int else "number"
             raise self.wrong(key, f"must be a {words} greater than 0")
         return kind(value)

@@ -186,7 +186,10 @@ def _shared(limits: Limits, nodes: int) -> Limits:
     """The limits of one of many nodes: their caches share the machine's memory, unless an operator
     has set the size.
     """
-    if limits.sqlite_cache_bytes_max != Limits().sqlite_cache_bytes_max:
-        return limits
-    share = max(limits.sqlite_cache_bytes_max // nodes, CACHE_BYTES_MIN)
-    return dataclasses.replace(limits, sqlite_cache_bytes_max=share)
+    usual = Limits()
+    shares = {
+        name: max(getattr(limits, name) // nodes, CACHE_BYTES_MIN)
+        for name in ("sqlite_cache_bytes_max", "hot_bytes_max")
+        if getattr(limits, name) == getattr(usual, name)
+    }
+    return dataclasses.replace(limits, **shares)

@@ -17,6 +17,7 @@ from divandb.catalog import NO_DATABASE, Catalog, Known
 from divandb.cursor import Cursor
 from divandb.errors import Busy, NotFound
 from divandb.event import of_chunk
+from divandb.hot import HotDocuments
 from divandb.revtree import Leaf
 from divandb.store import blobs, changes, databases, digests, documents, listing, registers
 from divandb.store.changes import BETWEEN, Lines
@@ -62,8 +63,11 @@ class Replica:
     """The reading side of a node."""
 
     def __init__(
-        self, connection: Connection, catalog: Catalog, numbering: int, waiters_max: int
-    ) -> None:
+        self, connection: Connection, catalog: Catalog, numbering: int, waiters_max: int,
+        hot: HotDocuments,
+    ) -> None:  # fmt: skip
+        self.hot = hot
+        """Frequently read documents."""
         self._connection = connection
         self._catalog = catalog
         self._numbering = numbering
@@ -77,8 +81,30 @@ class Replica:
         """(rev, flags, body) of the winner, the body as it is sent; ``None`` if there is nothing to
         show.
         """
+        key = (known.num, doc_id)
+        kept = self.hot.get(key)
+        if kept is not None:
+            return kept
+        now = self.hot.now
         found = documents.read_winner(self._connection, known.num, doc_id)
-        return None if found is None or found[1] & NOTHING_SHOWN else found
+        if found is None or found[1] & NOTHING_SHOWN:
+            return None
+        self.hot.put(key, found, now)
+        return found
+
+    def hottest(self, count: int) -> list[tuple[str, int, str]]:
+        """(database, generation, id) of the documents that are read most."""
+        living = filter(None, map(self._catalog.find, self._catalog.names()))
+        databases = {known.num: known for known in living}
+        found = [(databases.get(num), doc_id) for num, doc_id in self.hot.hottest(count)]
+        return [(known.name, known.generation, doc_id) for known, doc_id in found if known]
+
+    def warm(self, name: tuple[str, int, str]) -> None:
+        """Read a document as if clients wanted it."""
+        known = self._catalog.find(name[0])
+        if known is not None and known.generation == name[1]:
+            self.hot.expect((known.num, name[2]))
+            self.winner(known, name[2])
 
     def row(self, known: Known, doc_id: str) -> Row:
         """The document's whole state; its tree is empty when there is none."""

@@ -40,6 +40,7 @@ from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.scanner import Scanner
 from divandb.cluster.snapshots import Shelf
 from divandb.cluster.verifier import Verifier
+from divandb.cluster.warming import Warming
 from divandb.cluster.witness import Witness
 from divandb.commands import Job
 from divandb.condition import Inside, condition
@@ -49,6 +50,7 @@ from divandb.entry import Entry
 from divandb.errors import DivanError
 from divandb.finder import Finder
 from divandb.governor import Governor, Work
+from divandb.hot import HotDocuments
 from divandb.httpd import (
     attachments,
     bulk,
@@ -254,7 +256,11 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         ledger = Ledger(writing, config.slot, hlc, rng)
         settings = Settings(config.keys.cookies)
         catalog = Catalog(reading, limits.revs_limit)
-        replica = Replica(reading, catalog, identity.numbering, limits.feeds_max)
+        replica = Replica(
+            reading, catalog, identity.numbering, limits.feeds_max,
+            HotDocuments(limits.hot_bytes_max),
+        )  # fmt: skip
+        ledger.replacing = replica.hot.replacing
         tenure = Tenure(config, succession.owners(reading))
         own_slot = config.slot if tenure.is_owner else None
         progress = Progress(dict(ledger.vector), ledger.slots(), clock, own_slot)
@@ -359,9 +365,10 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         )
         inside = Inside(
             config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, writer,
-            courier, governor,
+            courier, governor, replica.hot,
             ledger.alarms, reading, clock,
         )  # fmt: skip
+        warming = Warming(peers, replica, governor.pace(Work.COPIES), clock)
         services = Services(
             config=config,
             limits=limits,
@@ -396,8 +403,10 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
                 | {"write_queue_jobs": writer.waiting_jobs}
                 | verifier.numbers()
                 | governor.numbers()
+                | {f"hot_{name}": count for name, count in replica.hot.status().items()}
             ),
             want=gatherer.want,
+            hottest=warming.answer,
         )
         node = Node(services)
 
@@ -426,6 +435,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             await stack.enter_async_context(_background(gatherer.run()))
             await stack.enter_async_context(_background(roles.run(parts, role)))
             await stack.enter_async_context(_background(failover.run()))
+            await stack.enter_async_context(_background(warming.run()))
         if is_master:
             await stack.enter_async_context(
                 _background(_first_start(entry, catalog, settings, rng))

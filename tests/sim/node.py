@@ -43,6 +43,7 @@ from divandb.delivery import Delivery
 from divandb.entry import Entry
 from divandb.errors import DivanError
 from divandb.governor import LOOK_S, Governor, Shortages, Work
+from divandb.hot import HotDocuments
 from divandb.httpd.app import App
 from divandb.httpd.authenticator import Authenticator
 from divandb.httpd.forward import Forwarder
@@ -464,8 +465,10 @@ def _open_reads(node: Node) -> None:
     node.settings = QuickSettings(config.keys.cookies)
     node.catalog = Catalog(node.reading, config.limits.revs_limit)
     node.replica = Replica(
-        node.reading, node.catalog, node.identity.numbering, config.limits.feeds_max
-    )
+        node.reading, node.catalog, node.identity.numbering, config.limits.feeds_max,
+        HotDocuments(config.limits.hot_bytes_max),
+    )  # fmt: skip
+    node.ledger.replacing = node.replica.hot.replacing
     node.tenure = Tenure(config, succession.owners(node.reading))
     node.governor, node.requests = Governor(config.limits), 0
     node.progress = Progress(

@@ -10,6 +10,7 @@ from divandb.cluster.progress import Progress
 from divandb.condition import REASON_CHARS_MAX, REASONS_MAX, Inside, condition
 from divandb.config import Config, Limits
 from divandb.governor import Governor
+from divandb.hot import HotDocuments
 from divandb.node import Role
 from divandb.store import arrivals, outbox
 from divandb.telemetry import LineLog
@@ -31,7 +32,7 @@ def inside(store: Store, **parts: Any) -> Inside:
         "role": Role(), "fetcher": nothing, "gatherer": nothing, "writer": nothing,
         "shelf": SimpleNamespace(status=lambda: {"making": False}), "courier": nothing,
         "verifier": SimpleNamespace(status=lambda: {"open": 7}),
-        "governor": Governor(Limits()), "alarms": store.ledger.alarms,
+        "governor": Governor(Limits()), "hot": HotDocuments(0), "alarms": store.ledger.alarms,
         "reading": store.reader, "clock": clock,
     }  # fmt: skip
     return Inside(**{**found, **parts})
@@ -45,6 +46,7 @@ def test_a_calm_node(tmp_path: Path) -> None:
     assert (said["waiting_local"], said["missing_blobs"], said["fetched_blobs"]) == (0, 3, 4)
     assert said["alarms"] == {"hlc_drift_ms_max": 0, "hlc_drift_events": 0, "damaged_blobs": 0}
     assert said["snapshot"] == {"making": False}
+    assert said["hot"] == {"documents": 0, "bytes": 0, "hits": 0, "misses": 0}
     assert said["verify"] == {"open": 7}
     assert (said["budget"]["share"], said["budget"]["reason"]) == (0.2, "start")
     assert (said["forwarding_jobs"], said["outbox_rows"]) == (None, None)

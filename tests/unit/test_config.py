@@ -36,3 +36,10 @@ def test_what_is_no_number_above_zero_is_refused_by_name(text: str) -> None:
 def test_a_share_is_above_zero(text: str) -> None:
     with pytest.raises(ValueError, match="DIVANDB_OLD_REVISIONS_SHARE_MAX"):
         limits_from({"DIVANDB_OLD_REVISIONS_SHARE_MAX": text})
+
+
+def test_zero_is_for_settings_in_which_it_has_a_meaning() -> None:
+    found = limits_from({"DIVANDB_HOT_BYTES_MAX": "0", "DIVANDB_BACKGROUND_SHARE": "0"})
+    assert (found.hot_bytes_max, found.background_share) == (0, 0.0)
+    with pytest.raises(ValueError, match="DIVANDB_HOT_BYTES_MAX"):
+        limits_from({"DIVANDB_HOT_BYTES_MAX": "-1"})

@@ -3,6 +3,7 @@
     POST /_divan/heartbeat   who is there, and what they contain
     POST /_divan/commands    writes that a replica has fixed; at a master only
     POST /_divan/reached     waits until a vector is contained
+    POST /_divan/hot         which documents are read most here
 
 Bodies are MessagePack (``cluster.messages``). Only members of the cluster are answered.
 """
@@ -51,6 +52,7 @@ class PeerLane:
             b"/_divan/heartbeat": self._heartbeat,
             b"/_divan/commands": self._commands,
             b"/_divan/reached": self._reached,
+            b"/_divan/hot": self._hot,
         }.get(url)
         if work is None:
             return None
@@ -94,6 +96,9 @@ class PeerLane:
         if told.members[0].slot != slot or told.members[0].role not in (role, REPLICA):
             raise Forbidden("This credential is for another place.")
         _give(done, self._services.peers.answer(told))
+
+    def _hot(self, _: tuple[str, str, str], body: bytes, done: Done) -> None:
+        _give(done, self._services.hottest())
 
     def _reached(self, _: tuple[str, str, str], body: bytes, done: Done) -> None:
         question = messages.decode_question(body)

@@ -67,4 +67,6 @@ class Services:
     numbers: Callable[[], dict[str, float]]
     """The process's numbers by name, with the unit in the name."""
     want: Callable[[Iterable[bytes]], None] = lambda names: None
+    hottest: Callable[[], list[tuple[str, int, str]]] = list
+    """(database, generation, id) of the documents that are read most here."""
     """Has attachments fetched that a read has found missing; of a single node there are none."""

@@ -187,6 +187,7 @@ class Births:
         attachments = _encode(before.attachments) if before.attachments else None
         key = (self._database.num, row.id, before.rev, before.digest)
         self._gone.append((row.place,))
+        self._ledger.replaced.append((self._database.num, row.id))
         self._old.append((*key, False, before.deleted, row.body, attachments))
         _count(self._database, row, -1)
         number = digests.of_document(row.id, (before,))
@@ -247,6 +248,7 @@ def store(
     body = _settle_bodies(ledger, database, row, document, winner, born, purging)
     if row.place:
         ledger.connection.execute(_DELETE, (row.place,))
+        ledger.replaced.append((database.num, row.id))
     _count(database, row, -1)
     before = digests.of_document(row.id, row.document.leaves)
     _leave(ledger, database, row, before)
@@ -269,6 +271,7 @@ def discard(ledger: Ledger, database: Database, row: Row) -> None:
     had never been here. ``row`` is as the file has it.
     """
     ledger.connection.execute(_DELETE, (row.place,))
+    ledger.replaced.append((database.num, row.id))
     ledger.connection.execute(_DROP_LEAVES, (database.num, row.id))
     number = digests.of_document(row.id, row.document.leaves)
     _count(database, row, -1)

@@ -7,6 +7,7 @@ once, ``rollback`` forgets it and reads the file again.
 
 import enum
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -76,6 +77,12 @@ class Ledger:
         """How often since the start a revision came before the bytes of its attachment. Set on the
         writer's thread, read on any.
         """
+        self.replacing: Callable[[list[tuple[int, str]]], AbstractContextManager[None]] = (
+            lambda keys: nullcontext()
+        )
+        """Around each commit, with what it replaces."""
+        self.replaced: list[tuple[int, str]] = []
+        """(db, id) of the documents whose rows the transaction under way has replaced."""
         self.after_commit: list[Callable[[], object]] = []
         """What to call once the transaction under way is durable; forgotten when it is undone.
 
@@ -95,6 +102,7 @@ class Ledger:
         self._touched: set[int] = set()
         self._moved: set[Origin] = set()
         self.after_commit.clear()
+        self.replaced.clear()
         self._outbox: list[tuple[int, int, int, int, str, int]] = []
         ahead: Any = self.connection.execute("SELECT DISTINCT origin FROM ahead")
         self._ahead: set[Origin] = {origin for (origin,) in ahead}
@@ -127,7 +135,9 @@ class Ledger:
                 "UPDATE origin SET contained = ?, reached = ? WHERE origin = ?",
                 (self.vector[origin], self.reached[origin], origin),
             )
-        self.connection.execute("COMMIT")
+        with self.replacing(self.replaced):
+            self.connection.execute("COMMIT")
+        self.replaced.clear()
         if self._moved or self._wrote:
             self.changes.vector = dict(self.vector)
         self._touched.clear()
