@@ -70,7 +70,8 @@ def condition(inside: Inside) -> dict[str, Any]:
         "url": config.url,
         "pid": os.getpid(),
         "started": rfc3339(inside.started_ms),
-        "vector": in_hex(progress.vector),
+        "vector": in_hex(progress.told),
+        "closed_origins": progress.closings.closed,
         "lag_ms": None if lag_ms is None else round(lag_ms, 1),
         "silent": {slot: round(age) for slot, age in silent.items()},
         "slots": {

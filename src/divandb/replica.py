@@ -14,6 +14,7 @@ import msgspec
 
 from divandb import cursor, revtree
 from divandb.catalog import NO_DATABASE, Catalog, Known
+from divandb.closings import NONE, Closings
 from divandb.cursor import Cursor
 from divandb.errors import Busy, NotFound
 from divandb.event import of_chunk
@@ -62,8 +63,11 @@ class Replica:
     """The reading side of a node."""
 
     def __init__(
-        self, connection: Connection, catalog: Catalog, numbering: int, waiters_max: int
-    ) -> None:
+        self, connection: Connection, catalog: Catalog, numbering: int, waiters_max: int,
+        closings: Callable[[], Closings] = lambda: NONE,
+    ) -> None:  # fmt: skip
+        """``closings`` are all in the file, or more."""
+        self._closings = closings
         self._connection = connection
         self._catalog = catalog
         self._numbering = numbering
@@ -181,12 +185,11 @@ class Replica:
 
     def _summary(self, connection: Connection, database: Database) -> Summary:
         contained = changes.vector(connection)
-        place = Cursor(self._numbering, database.generation, contained)
         return Summary(
             database.docs,
             database.tombstones,
-            f"{database.seq}{cursor.suffix(place)}",
-            contained,
+            f"{database.seq}{self._suffix(database.generation, contained)}",
+            self._closings().compact(contained),
             digests.shown(database, database.digest),
         )
 
@@ -239,9 +242,11 @@ class Replica:
             return Start(0)
         if foreign.generation != known.generation:
             return Start(0)
+        whole = self._closings().expand(foreign.vector)
+        foreign = msgspec.structs.replace(foreign, vector=whole)
         if foreign.numbering == self._numbering and self._gave(known, number, foreign):
             return Start(number, None, foreign.vector)
-        place = changes.place_of(self._connection, self.counters(known), foreign)
+        place = changes.place_of(self._connection, self.counters(known), foreign, self._closings)
         return Start(changes.seq_of(place), foreign.vector)
 
     def _gave(self, known: Known, number: int, foreign: Cursor) -> bool:
@@ -258,13 +263,18 @@ class Replica:
         # Only as far as this file goes: a cursor with more in it would not be known as given here
         # (``_gave``), and a feed that goes on from it would begin anew each time.
         had = {origin: min(oseq, held.get(origin, 0)) for origin, oseq in (had or {}).items()}
-        vector = changes.vector_behind(self._connection, database, seq, held, had)
-        return f"{seq}{cursor.suffix(Cursor(self._numbering, known.generation, dict(vector)))}"
+        vector = changes.vector_behind(self._connection, database, seq, held, had, self._closings)
+        return f"{seq}{self._suffix(known.generation, vector)}"
 
     def suffix(self, known: Known, seq: int) -> str:
         """What follows the number in the cursors of the changes behind ``seq``: less exact."""
-        vector = changes.vector_at(self._connection, self.counters(known), seq)
-        return cursor.suffix(Cursor(self._numbering, known.generation, dict(vector)))
+        database = self.counters(known)
+        vector = changes.vector_at(self._connection, database, seq, self._closings)
+        return self._suffix(known.generation, vector)
+
+    def _suffix(self, generation: int, vector: Vector) -> str:
+        few = self._closings().compact(vector)
+        return cursor.suffix(Cursor(self._numbering, generation, few))
 
     def lines(
         self,

@@ -27,6 +27,7 @@ from divandb.board.base import BoardLimits, EventBoard
 from divandb.board.embedded import EmbeddedBoard
 from divandb.catalog import Catalog
 from divandb.clock import HybridClock, Rng, SystemClock, SystemRng
+from divandb.closings import Closings
 from divandb.cluster import blobs, trust
 from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
@@ -252,12 +253,16 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         # Reads
         hlc = HybridClock(clock)
         ledger = Ledger(writing, config.slot, hlc, rng)
+
+        def ends() -> Closings:
+            return ledger.closings
+
         settings = Settings(config.keys.cookies)
         catalog = Catalog(reading, limits.revs_limit)
-        replica = Replica(reading, catalog, identity.numbering, limits.feeds_max)
+        replica = Replica(reading, catalog, identity.numbering, limits.feeds_max, ends)
         tenure = Tenure(config, succession.owners(reading))
         own_slot = config.slot if tenure.is_owner else None
-        progress = Progress(dict(ledger.vector), ledger.slots(), clock, own_slot)
+        progress = Progress(dict(ledger.vector), ledger.slots(), clock, own_slot, ends)
         authenticator = Authenticator(
             catalog, replica, settings, clock, rng, offload, config.admin, limits.login_queue_max
         )

@@ -13,6 +13,7 @@ import orjson
 
 from divandb import cursor
 from divandb.auth import credentials
+from divandb.vector import join
 from tests.sim.checkers import (
     AnsweredIsCommitted,
     FeedsMissNothing,
@@ -237,14 +238,13 @@ class Follower:
     def _check(self, node: Node) -> None:
         _, found = cursor.parse(self.since)
         assert found is not None
+        # Whoever answered knows what its cursor means.
+        vector = node.ledger.closings.expand(found.vector)
         self.client.cluster.told(
             FeedsMissNothing, node, (self.database, found.generation), self._shown,
-            self._vouched, found.vector,
+            self._vouched, vector,
         )  # fmt: skip
-        self._vouched = {
-            origin: max(self._vouched.get(origin, 0), oseq)
-            for origin, oseq in {**self._vouched, **found.vector}.items()
-        }
+        self._vouched = join(self._vouched, vector)
 
     def check_all(self) -> None:
         """Nothing is written any more and it has read to the end: it has seen every leaf."""

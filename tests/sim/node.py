@@ -191,6 +191,8 @@ class Node:
         self.commit_s_max = COMMIT_S_MAX
         self.dies_after_commit = False
         """Is it killed after its next write, before anybody hears of that?"""
+        self.may_forget = cluster.loop.now_s > 0
+        """May its file lack what it contained before, or what others have known for long?"""
         self.site = cluster.network.add(self.name)
         self.site.serve = lambda exchange: front.answer(self, exchange)
         self.config: Config
@@ -271,6 +273,7 @@ class Node:
         files = self.platter.image()
         if power:
             files = self.platter.power_cut(files, self.cluster.rng)
+            self.may_forget = True
         with self.platter.with_room():  # what a connection does that closes in order is undone
             for connection in (self.connection, self.reading):
                 connection.close()
@@ -285,6 +288,7 @@ class Node:
     def lose_file(self) -> None:
         """Its disk is gone; the next start finds an empty one."""
         self.platter.put_back({})
+        self.may_forget = True
 
     def stop(self) -> None:
         """SIGSTOP: until ``go_on`` nothing happens here."""
@@ -464,13 +468,14 @@ def _open_reads(node: Node) -> None:
     node.settings = QuickSettings(config.keys.cookies)
     node.catalog = Catalog(node.reading, config.limits.revs_limit)
     node.replica = Replica(
-        node.reading, node.catalog, node.identity.numbering, config.limits.feeds_max
-    )
+        node.reading, node.catalog, node.identity.numbering, config.limits.feeds_max,
+        lambda: node.ledger.closings,
+    )  # fmt: skip
     node.tenure = Tenure(config, succession.owners(node.reading))
     node.governor, node.requests = Governor(config.limits), 0
     node.progress = Progress(
         dict(node.ledger.vector), node.ledger.slots(), node.clock,
-        config.slot if node.tenure.is_owner else None,
+        config.slot if node.tenure.is_owner else None, lambda: node.ledger.closings,
     )  # fmt: skip
     node.authenticator = Authenticator(
         node.catalog, node.replica, node.settings, node.clock, node.rng, node._offload,

@@ -16,8 +16,9 @@ from typing import Protocol
 import msgspec
 
 from divandb.clock import Clock
+from divandb.closings import Closings
 from divandb.cluster import messages
-from divandb.cluster.messages import Heartbeat, Seen
+from divandb.cluster.messages import Heartbeat, Passing, Seen
 from divandb.cluster.progress import Progress, Watermark
 from divandb.cluster.suspicion import LEVEL, Suspicion
 from divandb.cluster.trust import SCHEME
@@ -220,6 +221,17 @@ class Peers:
         """The other members of this node's slot."""
         return [peer for peer in self.all() if peer.member.slot == self._config.slot]
 
+    @property
+    def closings(self) -> Closings:
+        """Ends of origins that this node has heard of."""
+        return self._progress.closings
+
+    def passing(self, needs: Vector) -> Passing:
+        """Who of this node's group contains this, as far as this node has heard."""
+        group = {peer.member.name: peer.vector for peer in self.group()}
+        group[self._config.name] = dict(self._progress.vector)
+        return Passing(list(group), [name for name, one in group.items() if covers(one, needs)])
+
     def is_gone(self, peer: Peer, silence_s: float) -> bool:
         """Has nobody heard of it for so long, and can that hardly be because it is slow?
 
@@ -379,8 +391,9 @@ class Peers:
                 seen.append(Seen(m.name, role, m.slot, m.url, peer.started_ms, age_ms))
         marks = self._progress.watermarks()
         lag_ms, _ = self._progress.lag(self._config.limits.silent_slot_ms)
-        vector = dict(self._progress.vector)
-        slots = self._progress.slots if names_all else {}
+        vector = self._progress.told
+        known = self._progress.slots if names_all else {}
+        slots = {origin: known[origin] for origin in vector if origin in known}
         owners = self.tenure.owners
         return Heartbeat(vector, slots, self.load_ms, lag_ms, marks, seen, names_all, owners)
 
@@ -414,7 +427,8 @@ class Peers:
             member = Member(seen.name, seen.role, seen.slot, seen.url)
             peer = self._take(member, seen.started_ms, as_of - seen.age_ms / 1000)
             if index == 0 and peer is not None:
-                peer.vector, peer.load_ms, peer.lag_ms = told.vector, told.load_ms, told.lag_ms
+                peer.vector = self._progress.closings.expand(told.vector)
+                peer.load_ms, peer.lag_ms = told.load_ms, told.lag_ms
                 teller = peer
         return teller
 

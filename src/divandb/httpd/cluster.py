@@ -26,11 +26,20 @@ async def status(call: Call) -> Response:
 async def beyond(call: Call) -> Response:
     """``POST /_divan/beyond``: a vector in, frames of Write Events out. For nodes."""
     call.peer()
+    return respond.stream(call.services.give(await _vector(call)), FRAMES)
+
+
+async def _vector(call: Call) -> dict[int, int]:
     try:
-        vector = messages.decode_vector(await call.body())
+        return messages.decode_vector(await call.body())
     except msgspec.MsgspecError:
         raise BadRequest("The body must be a vector in MessagePack.") from None
-    return respond.stream(call.services.give(vector), FRAMES)
+
+
+async def passed(call: Call) -> Response:
+    """``POST /_divan/passed``: who of this node's group contains a vector? For nodes."""
+    call.peer()
+    return _message(call.services.peers.passing(await _vector(call)))
 
 
 async def grant(call: Call) -> Response:
@@ -100,6 +109,7 @@ async def blob(call: Call) -> Response:
 ROUTES: RouteTable = [
     ("/_divan/status", {"GET": status}),
     ("/_divan/beyond", {"POST": beyond}),
+    ("/_divan/passed", {"POST": passed}),
     ("/_divan/grant", {"POST": grant}),
     ("/_divan/leave", {"POST": leave}),
     ("/_divan/promote", {"POST": promote}),
