@@ -63,6 +63,7 @@ def condition(inside: Inside) -> dict[str, Any]:
         "role": tenure.role,
         "slot": config.slot,
         "serves": tenure.serves,
+        "removed": peers.is_removed,
         "owners": {
             slot: {"name": one.name, "epoch": one.epoch, "confirmed": one.is_confirmed}
             for slot, one in sorted(tenure.owners.items())

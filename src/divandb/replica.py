@@ -19,7 +19,16 @@ from divandb.cursor import Cursor
 from divandb.errors import Busy, NotFound
 from divandb.event import of_chunk
 from divandb.revtree import Leaf
-from divandb.store import blobs, changes, databases, digests, documents, listing, registers
+from divandb.store import (
+    blobs,
+    changes,
+    databases,
+    digests,
+    documents,
+    listing,
+    membership,
+    registers,
+)
 from divandb.store.changes import BETWEEN, Lines
 from divandb.store.databases import EMPTY_DIGEST, Database
 from divandb.store.documents import DELETED, NOTHING_SHOWN, Revision, Row
@@ -208,6 +217,10 @@ class Replica:
     def settings(self) -> dict[str, bytes]:
         """The node's stored settings by key."""
         return dict(registers.scan(self._connection, registers.NODE, registers.SETTING))
+
+    def removed(self) -> set[str]:
+        """The names of nodes that were removed from the cluster."""
+        return membership.removed(self._connection)
 
     def receipts(self) -> list[bytes]:
         """Receipts of writes that came back with former owners, each a JSON object."""

@@ -172,7 +172,7 @@ class Notebook:
             self._begin()
             return False
         if answer.status != 201:
-            assert answer.status in (404, 503, 507), (
+            assert answer.status in (404, 410, 503, 507), (
                 "a correct client is refused", node.name, answer,
             )  # fmt: skip
             self._begin()
@@ -190,7 +190,8 @@ class Notebook:
             answer = await self.client.get(node, path)
         except Unanswered:
             return
-        if answer.status == 503 or answer.header("divan-session-behind") or path != self.path:
+        is_behind = answer.status in (410, 503) or answer.header("divan-session-behind")
+        if is_behind or path != self.path:
             return
         self.reads += 1
         shown = answer.json.get("v", 0) if answer.status == 200 else 0
@@ -224,7 +225,7 @@ class Follower:
         except Unanswered:
             return 0
         if answer.status != 200:
-            assert answer.status in (404, 503), (node.name, answer)
+            assert answer.status in (404, 410, 503), (node.name, answer)
             return 0
         self.polls += 1
         for row in answer.json["results"]:

@@ -503,16 +503,21 @@ def _open_writer(node: Node) -> None:
 
 def _open_peers(node: Node) -> None:
     config, limits, clock, log = node.config, node.config.limits, node.clock, node.log
-    network, token = node.cluster.network, trust.SCHEME + node.tenure.keys.token
+    network = node.cluster.network
     transport = SimTransport(network, node.name)
     node.peers = Peers(
         config, node.tenure, node.progress,
-        lambda url: SimLink(network, node.name, url, {"authorization": token}), clock, log,
+        lambda url: SimLink(
+            network, node.name, url, {"authorization": trust.SCHEME + node.tenure.keys.token}
+        ),
+        clock, log,
     )  # fmt: skip
 
     async def execute(step: Any, size_bytes: int) -> Any:
         return await _result(node.writer.submit, step, size_bytes)
 
+    node.peers.part_with(node.replica.removed())
+    node._delivery.removed = lambda: node.peers.part_with(node.replica.removed())
     node.fetcher = Fetcher(
         node.peers, node.progress, execute, config.keys.token, clock, limits, log, transport
     )

@@ -61,6 +61,7 @@ def play(
         weather.clear()
         c.healed()
         await crowd.finish()
+        await c.until(lambda: not c.removing, 60)
         await c.settled(within_s=SETTLE_S)
         lag = next(checker for checker in c.checkers if isinstance(checker, LagReturns))
         await c.until(lambda: not lag.waits, lag.within_s + 1)

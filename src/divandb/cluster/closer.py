@@ -132,7 +132,7 @@ class Closer:
         for one in said:
             members.update(one.members)
             passed.update(one.passed)
-        return members <= passed
+        return members - self._peers.removed <= passed
 
     async def _ask(self, peer: Peer, needs: Vector) -> Passing:
         try:

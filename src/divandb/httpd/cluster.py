@@ -6,11 +6,12 @@ import msgspec
 from starlette.responses import Response
 
 from divandb.auth import policy
-from divandb.cluster import messages
+from divandb.cluster import messages, removal
 from divandb.cluster.messages import Candidacy
 from divandb.errors import BadRequest, NotFound
 from divandb.httpd import respond
 from divandb.httpd.call import Call, RouteTable, whole
+from divandb.telemetry import rfc3339
 
 FRAMES = "application/vnd.divandb.frames"
 MESSAGE = "application/msgpack"
@@ -70,6 +71,23 @@ async def demote(call: Call) -> Response:
     return respond.json({"ok": True, "owner": owner})
 
 
+async def remove(call: Call) -> Response:
+    """``POST /_divan/remove``: a node is a member no more. For admins and nodes."""
+    _check_operator(call)
+    body = await call.json_object()
+    name, is_forced = body.get("node"), body.get("force", False)
+    if not isinstance(name, str) or not isinstance(is_forced, bool):
+        raise BadRequest('The body must be {"node": NAME, "force": true or false}.')
+    services = call.services
+    if name not in services.peers.removed:
+        now = services.clock.monotonic()
+        own = services.progress.vector
+        removal.check(services.peers, own, name, now, is_forced=is_forced)
+        at = rfc3339(services.clock.wall_ms())
+        await call.entry.remove_member(name, msgspec.json.encode({"at": at}))
+    return respond.json({"ok": True, "removed": name})
+
+
 async def receipts(call: Call) -> Response:
     """``GET /_divan/receipts``: writes that came back with former owners. For admins."""
     _check_operator(call)
@@ -114,6 +132,7 @@ ROUTES: RouteTable = [
     ("/_divan/leave", {"POST": leave}),
     ("/_divan/promote", {"POST": promote}),
     ("/_divan/demote", {"POST": demote}),
+    ("/_divan/remove", {"POST": remove}),
     ("/_divan/receipts", {"GET": receipts}),
     ("/_divan/blob/{hex}/{chunk}", {"GET": blob}),
 ]
