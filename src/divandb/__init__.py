@@ -17,7 +17,7 @@ a file (``joining``, ``cluster.snapshots``). Large attachments go ahead of their
 (``attachments``). A read is answered by ``replica``; ``httpd.standing`` says how old it may be.
 
 Beside the way stand ``store.upkeep`` (compaction, reclaiming), ``settings``, ``config`` (bounds),
-``telemetry``, and the pure ``revtree``, ``vector``, ``cursor``, ``packing`` and ``mango``; only
-``clock`` asks for time and chance; ``errors`` is all that a client can be told. Imports point down
-this way only: see ``[tool.importlinter]`` in pyproject.toml.
+``telemetry``, and the pure ``revtree``, ``vector``, ``closings``, ``cursor``, ``packing`` and
+``mango``; only ``clock`` asks for time and chance; ``errors`` is all that a client can be told.
+Imports point down this way only: see ``[tool.importlinter]`` in pyproject.toml.
 """

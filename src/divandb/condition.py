@@ -65,6 +65,7 @@ def condition(inside: Inside) -> dict[str, Any]:
         "role": tenure.role,
         "slot": config.slot,
         "serves": tenure.serves,
+        "removed": peers.is_removed,
         "owners": {
             slot: {"name": one.name, "epoch": one.epoch, "confirmed": one.is_confirmed}
             for slot, one in sorted(tenure.owners.items())
@@ -72,7 +73,8 @@ def condition(inside: Inside) -> dict[str, Any]:
         "url": config.url,
         "pid": os.getpid(),
         "started": rfc3339(inside.started_ms),
-        "vector": in_hex(progress.vector),
+        "vector": in_hex(progress.told),
+        "closed_origins": progress.closings.closed,
         "lag_ms": None if lag_ms is None else round(lag_ms, 1),
         "silent": {slot: round(age) for slot, age in silent.items()},
         "slots": {

@@ -4,6 +4,7 @@
     DATA/admin         `USER:PASSWORD`, mode 0600, made on the first start
     DATA/secret        what all credentials between nodes come from, mode 0600
     DATA/members.json  the nodes of the cluster: ``PlannedNode``
+    DATA/removed.json  names of nodes that are members no more
     DATA/ports.json    ports that stay the same at every start, because other hosts know them
     DATA/readers.json  name → secret of those who may read the Masters' Event Board, mode 0600
     DATA/cluster.json  what runs now: a ``ClusterRecord``
@@ -216,6 +217,22 @@ def write_members(data: Path, nodes: Sequence[PlannedNode]) -> None:
     """Remember the nodes."""
     text = msgspec.json.format(msgspec.json.encode(nodes), indent=2).decode()
     write_private(data / "members.json", f"{text}\n")
+
+
+def read_removed(data: Path) -> list[str]:
+    """Names of nodes that were removed: they are not given again."""
+    path = data / "removed.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[str])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError) as problem:
+        raise DataDirError(f"cannot read {path}: {problem}") from None
+
+
+def write_removed(data: Path, names: Sequence[str]) -> None:
+    """Remember them."""
+    write_private(data / "removed.json", f"{msgspec.json.encode(names).decode()}\n")
 
 
 def read_ports(data: Path) -> dict[str, int]:

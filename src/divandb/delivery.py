@@ -63,6 +63,8 @@ class Delivery:
         self._pending: deque[Changes] = deque()
         self._published: deque[Vector] = deque()
         self._is_settling = False
+        self.removed: Callable[[], None] = lambda: None
+        """Called when nodes were removed from the cluster."""
         self._newest: tuple[int | None, int] = (None, 0)
         progress.settle = boarded.settle = self.settle
 
@@ -133,6 +135,8 @@ class Delivery:
         if settings:
             self._settings.refresh(self._replica.settings())
             self._authenticator.settings_changed(settings)
+        if any(kind == registers.REMOVED for _, kind, _ in made.registers):
+            self.removed()
         if made.databases or self._has_users(made):
             self._authenticator.users_changed()
         if made.vector is not None:

@@ -485,6 +485,10 @@ class Entry:
         """Set, or with ``None`` delete, a setting of the server."""
         await self._set(None, registers.SETTING, key, value, concern=EVERYWHERE)
 
+    async def remove_member(self, name: str, value: bytes) -> None:
+        """A node is a member no more; ``value`` is a JSON object for people."""
+        await self._set(None, registers.REMOVED, name, value, concern=EVERYWHERE)
+
     async def _set(
         self,
         known: Known | None,

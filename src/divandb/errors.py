@@ -11,6 +11,7 @@
     ├── NotFound                  404 not_found
     ├── MethodNotAllowed          405 method_not_allowed
     ├── Conflict                  409 conflict
+    ├── Removed                   410 removed
     ├── PreconditionFailed        412 precondition_failed
     │   ├── FileExists            412 file_exists
     │   └── MissingStub           412 missing_stub
@@ -91,6 +92,13 @@ class Conflict(DivanError):
 
     def __init__(self, reason: str = "Document update conflict.") -> None:
         super().__init__(reason)
+
+
+class Removed(DivanError):
+    """A node that is no member of the cluster any more asks, or is asked."""
+
+    status = 410
+    error = "removed"
 
 
 class PreconditionFailed(DivanError):

@@ -65,6 +65,7 @@ _SLOT = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _DATABASE = re.compile(r"[a-z][a-z0-9_$()+/-]{0,237}|_users|_replicator|_global_changes")
 _HASH_BYTES = bytes(byte for byte in range(0x21, 0x7F) if byte != ord('"'))
 _REVS_LIMIT = re.compile(rb"[0-9]{1,18}")
+_END = re.compile(r"[0-9a-f]{16}/[1-9][0-9]{0,17}/[0-9a-f]{16}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DELETED_MEMBER = b',"_deleted":true'
 
@@ -383,6 +384,14 @@ def _is_receipt(key: str, value: bytes) -> bool:
     return bool(key) and _is_object(value)
 
 
+def _is_end(key: str, value: bytes) -> bool:
+    return _END.fullmatch(key) is not None and _is_object(value)
+
+
+def _is_removal(key: str, value: bytes) -> bool:
+    return bool(key) and is_slot(key) and _is_object(value)
+
+
 def _is_setting(key: str, value: bytes) -> bool:
     try:
         value.decode()
@@ -397,8 +406,11 @@ _REGISTERS: dict[str, Callable[[str, bytes], bool]] = {
     "local": _is_local,
     "setting": _is_setting,
     "receipt": _is_receipt,
+    "ended": _is_end,
+    "closed": _is_end,
+    "removed": _is_removal,
 }
-_OF_CLUSTER = ("setting", "receipt")
+_OF_CLUSTER = ("setting", "receipt", "ended", "closed", "removed")
 """All others are a database's."""
 
 

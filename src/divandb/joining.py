@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from divandb.clock import Clock, Rng
+from divandb.closings import NONE
 from divandb.cluster import messages, snapshots
 from divandb.cluster.messages import Heartbeat, Seen
 from divandb.cluster.snapshots import NOTE_NAME, PART_NAME, Progress
@@ -117,7 +118,12 @@ def ranked(config: Config, held: Standing | None, found: list[Found]) -> list[Fo
     own = None if held is None else held.vector
     kept_rows = 0 if held is None else held.kept_rows
     behind_max = config.limits.snapshot_behind_max
-    better = [one for one in found if snapshots.wanted(own, one.vector, kept_rows, behind_max)]
+    closings = NONE if held is None else held.closings
+    better = [
+        one
+        for one in found
+        if snapshots.wanted(own, closings.expand(one.vector), kept_rows, behind_max)
+    ]
     return sorted(better, key=lambda one: (_distance(config, one.member), one.took_s))
 
 

@@ -48,11 +48,17 @@ def with_master(nodes: Sequence[PlannedNode]) -> PlannedNode:
     return PlannedNode(slot, MASTER, slot)
 
 
-def with_replica(nodes: Sequence[PlannedNode], slot: str) -> PlannedNode:
-    """The next replica of a slot; raises ``ValueError`` if there is no such slot."""
-    if not any(node.slot == slot and node.role == MASTER for node in nodes):
+def with_replica(
+    nodes: Sequence[PlannedNode], slot: str, removed: Sequence[str] = ()
+) -> PlannedNode:
+    """The next replica of a slot; the names of nodes that were removed are not given again. Raises
+    ``ValueError`` if there is no such slot.
+    """
+    if not any(node.slot == slot for node in nodes):
         raise ValueError(f"there is no master {slot}")
-    numbers = [int(n.name.rpartition("-r")[2]) for n in nodes if n.slot == slot and "-r" in n.name]
+    names = [node.name for node in nodes if node.slot == slot]
+    names += [name for name in removed if name.startswith(f"{slot}-r")]
+    numbers = [int(name.rpartition("-r")[2]) for name in names if "-r" in name]
     return PlannedNode(f"{slot}-r{max(numbers, default=0) + 1}", REPLICA, slot)
 
 

@@ -24,6 +24,7 @@ from divandb.board.base import BoardError, BoardLimits, EventBoard
 from divandb.board.source import BoardSource
 from divandb.clock import COUNTER_BITS, Clock, Rng
 from divandb.cluster import topics
+from divandb.cluster.closer import Closer
 from divandb.cluster.estate import Estate
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
@@ -214,7 +215,7 @@ async def as_master(parts: Parts, role: Role) -> AsyncIterator[None]:
         loops = [
             parts.there(role.publisher.run()), parts.there(relay.run()),
             _follow_slots(parts, role, boards), _watch_limits(parts, role, boards),
-            _tell_place(parts, role, boards),
+            _tell_place(parts, role, boards), _closer(parts, estate).run(),
         ]  # fmt: skip
         async with _running(loops):
             async with _succession(parts, role, boards, is_new=left is not None):
@@ -289,6 +290,13 @@ def _estate(parts: Parts, boards: _Boards) -> Estate:
     )  # fmt: skip
 
 
+def _closer(parts: Parts, estate: Estate) -> Closer:
+    return Closer(
+        parts.config.slot, parts.progress, parts.peers, estate, parts.own_origin, parts.execute,
+        parts.clock, parts.log,
+    )  # fmt: skip
+
+
 @contextlib.asynccontextmanager
 async def _succession(
     parts: Parts, role: Role, boards: _Boards, *, is_new: bool
@@ -340,7 +348,7 @@ async def _tell_place(parts: Parts, role: Role, boards: _Boards) -> None:
         places = [(p.topic, p.partition, p.identity, p.next) for p in relay.places()]
         if boards.next and boards.identity:
             places.append((boards.shared, boards.partition, boards.identity, boards.next))
-        said = Passed(places, {**estate.boarded, **parts.boarded.vector})
+        said = Passed(places, {**estate.told(), **parts.boarded.vector})
         if said != told and relay.failing is None:
             stamp = parts.clock.wall_ms() << COUNTER_BITS
             await relay.say(passed(parts.config.slot, stamp, said))

@@ -14,12 +14,22 @@ import msgspec
 
 from divandb import cursor, revtree
 from divandb.catalog import NO_DATABASE, Catalog, Known
+from divandb.closings import NONE, Closings
 from divandb.cursor import Cursor
 from divandb.errors import Busy, NotFound
 from divandb.event import of_chunk
 from divandb.hot import HotDocuments
 from divandb.revtree import Leaf
-from divandb.store import blobs, changes, databases, digests, documents, listing, registers
+from divandb.store import (
+    blobs,
+    changes,
+    databases,
+    digests,
+    documents,
+    listing,
+    membership,
+    registers,
+)
 from divandb.store.changes import BETWEEN, Lines
 from divandb.store.databases import EMPTY_DIGEST, Database
 from divandb.store.documents import DELETED, NOTHING_SHOWN, Revision, Row
@@ -64,10 +74,12 @@ class Replica:
 
     def __init__(
         self, connection: Connection, catalog: Catalog, numbering: int, waiters_max: int,
-        hot: HotDocuments,
+        hot: HotDocuments, closings: Callable[[], Closings] = lambda: NONE,
     ) -> None:  # fmt: skip
+        """``closings`` are all in the file, or more."""
         self.hot = hot
         """Frequently read documents."""
+        self._closings = closings
         self._connection = connection
         self._catalog = catalog
         self._numbering = numbering
@@ -207,12 +219,11 @@ class Replica:
 
     def _summary(self, connection: Connection, database: Database) -> Summary:
         contained = changes.vector(connection)
-        place = Cursor(self._numbering, database.generation, contained)
         return Summary(
             database.docs,
             database.tombstones,
-            f"{database.seq}{cursor.suffix(place)}",
-            contained,
+            f"{database.seq}{self._suffix(database.generation, contained)}",
+            self._closings().compact(contained),
             digests.shown(database, database.digest),
         )
 
@@ -231,6 +242,10 @@ class Replica:
     def settings(self) -> dict[str, bytes]:
         """The node's stored settings by key."""
         return dict(registers.scan(self._connection, registers.NODE, registers.SETTING))
+
+    def removed(self) -> set[str]:
+        """The names of nodes that were removed from the cluster."""
+        return membership.removed(self._connection)
 
     def receipts(self) -> list[bytes]:
         """Receipts of writes that came back with former owners, each a JSON object."""
@@ -265,9 +280,11 @@ class Replica:
             return Start(0)
         if foreign.generation != known.generation:
             return Start(0)
+        whole = self._closings().expand(foreign.vector)
+        foreign = msgspec.structs.replace(foreign, vector=whole)
         if foreign.numbering == self._numbering and self._gave(known, number, foreign):
             return Start(number, None, foreign.vector)
-        place = changes.place_of(self._connection, self.counters(known), foreign)
+        place = changes.place_of(self._connection, self.counters(known), foreign, self._closings)
         return Start(changes.seq_of(place), foreign.vector)
 
     def _gave(self, known: Known, number: int, foreign: Cursor) -> bool:
@@ -284,13 +301,18 @@ class Replica:
         # Only as far as this file goes: a cursor with more in it would not be known as given here
         # (``_gave``), and a feed that goes on from it would begin anew each time.
         had = {origin: min(oseq, held.get(origin, 0)) for origin, oseq in (had or {}).items()}
-        vector = changes.vector_behind(self._connection, database, seq, held, had)
-        return f"{seq}{cursor.suffix(Cursor(self._numbering, known.generation, dict(vector)))}"
+        vector = changes.vector_behind(self._connection, database, seq, held, had, self._closings)
+        return f"{seq}{self._suffix(known.generation, vector)}"
 
     def suffix(self, known: Known, seq: int) -> str:
         """What follows the number in the cursors of the changes behind ``seq``: less exact."""
-        vector = changes.vector_at(self._connection, self.counters(known), seq)
-        return cursor.suffix(Cursor(self._numbering, known.generation, dict(vector)))
+        database = self.counters(known)
+        vector = changes.vector_at(self._connection, database, seq, self._closings)
+        return self._suffix(known.generation, vector)
+
+    def _suffix(self, generation: int, vector: Vector) -> str:
+        few = self._closings().compact(vector)
+        return cursor.suffix(Cursor(self._numbering, generation, few))
 
     def lines(
         self,

@@ -27,6 +27,7 @@ from divandb.board.base import BoardLimits, EventBoard
 from divandb.board.embedded import EmbeddedBoard
 from divandb.catalog import Catalog
 from divandb.clock import HybridClock, Rng, SystemClock, SystemRng
+from divandb.closings import Closings
 from divandb.cluster import blobs, trust
 from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
@@ -47,7 +48,7 @@ from divandb.condition import Inside, condition
 from divandb.config import MASTER, BoardAccess, Config, TlsFiles
 from divandb.delivery import Delivery
 from divandb.entry import Entry
-from divandb.errors import DivanError
+from divandb.errors import DivanError, Removed
 from divandb.finder import Finder
 from divandb.governor import Governor, Work
 from divandb.hot import HotDocuments
@@ -84,7 +85,7 @@ from divandb.pulse import Sockets, keep_listening
 from divandb.replica import Replica
 from divandb.senses import Machine, Senses
 from divandb.settings import Settings
-from divandb.store import arrivals, file, indexes, outbox, succession
+from divandb.store import arrivals, file, indexes, membership, outbox, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.ledger import Ledger
 from divandb.store.upkeep import Upkeep, all_kept, no_board, tend
@@ -245,6 +246,11 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         identity = file.take_identity(writing, rng, config.keys.cluster)
         reading = file.connect(disk, readonly=True, cache_bytes=limits.sqlite_cache_bytes_max)
         stack.callback(reading.close)
+        if membership.is_removed(reading, config.name):
+            raise Removed(
+                f"{config.name} was removed from its cluster. Its place is taken by a new node: "
+                "`divandb add replica`."
+            )
 
         index_path = config.data / indexes.FILE_NAME
         index_file = indexes.IndexFile(index_path, disk, limits.sqlite_cache_bytes_max)
@@ -254,16 +260,20 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         # Reads
         hlc = HybridClock(clock)
         ledger = Ledger(writing, config.slot, hlc, rng)
+
+        def ends() -> Closings:
+            return ledger.closings
+
         settings = Settings(config.keys.cookies)
         catalog = Catalog(reading, limits.revs_limit)
         replica = Replica(
             reading, catalog, identity.numbering, limits.feeds_max,
-            HotDocuments(limits.hot_bytes_max),
+            HotDocuments(limits.hot_bytes_max), ends,
         )  # fmt: skip
         ledger.replacing = replica.hot.replacing
         tenure = Tenure(config, succession.owners(reading))
         own_slot = config.slot if tenure.is_owner else None
-        progress = Progress(dict(ledger.vector), ledger.slots(), clock, own_slot)
+        progress = Progress(dict(ledger.vector), ledger.slots(), clock, own_slot, ends)
         authenticator = Authenticator(
             catalog, replica, settings, clock, rng, offload, config.admin, limits.login_queue_max
         )
@@ -316,6 +326,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             clock, log,
         )  # fmt: skip
         stack.push_async_callback(peers.close)
+        peers.part_with(replica.removed())
+        delivery.removed = lambda: peers.part_with(replica.removed())
         fetcher = Fetcher(peers, progress, execute, config.keys.token, clock, limits, log, tls=tls)
         peers.fetch = fetcher.fetch
         gatherer = Gatherer(
@@ -440,6 +452,9 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             await stack.enter_async_context(
                 _background(_first_start(entry, catalog, settings, rng))
             )
+        leaving = asyncio.Event()
+        peers.expelled = leaving.set
+        await stack.enter_async_context(_background(_leave(leaving, execute)))
         await stack.enter_async_context(_background(verifier.run()))
         await stack.enter_async_context(_background(indexer.run()))
         senses = Senses(
@@ -513,6 +528,15 @@ async def _first_start(entry: Entry, catalog: Catalog, settings: Settings, rng: 
                 if catalog.find(name) is None:
                     await entry.create_database(name, {})
         await asyncio.sleep(FIRST_START_RETRY_S)
+
+
+async def _leave(leaving: asyncio.Event, execute: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+    """Once the node was removed: remember it, and end."""
+    await leaving.wait()
+    try:
+        await execute(lambda ledger: membership.note_expelled(ledger.connection), 0)
+    finally:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _has_secret(settings: Settings) -> bool:

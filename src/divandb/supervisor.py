@@ -122,6 +122,8 @@ class _Watch:
     """Whether it is to end after the others."""
     terminated: bool = False
     killed: bool = False
+    drop_at: float | None = None
+    """When it is killed, if it is to end for itself."""
 
 
 class Policy:
@@ -163,6 +165,20 @@ class Policy:
         start_at = None if self.stopping else self._clock.monotonic()
         self._watches[name] = _Watch(start_at=start_at, is_last=is_last)
 
+    def drop(self, name: str) -> None:
+        """``name`` is to end, and not to be started again."""
+        watch = self._watches[name]
+        watch.start_at = None
+        watch.drop_at = self._clock.monotonic() + self._bounds.stop_s_max
+
+    def is_dropped(self, name: str) -> bool:
+        """Is it to end for itself?"""
+        return self._watches[name].drop_at is not None
+
+    def forget(self, name: str) -> None:
+        """It has ended."""
+        del self._watches[name]
+
     def started(self, name: str) -> None:
         """``name`` runs now."""
         watch = self._watches[name]
@@ -175,7 +191,7 @@ class Policy:
         now = self._clock.monotonic()
         lived_s = 0.0 if watch.started_at is None else now - watch.started_at
         watch.started_at = None
-        if self.stopping:
+        if self.stopping or watch.drop_at is not None:
             return None
         if not self._restart:
             self._status = status or self._status
@@ -225,7 +241,9 @@ class Policy:
         return None
 
     def _kill_time(self, watch: _Watch) -> float | None:
-        """When ``watch`` is killed if it has not ended; None unless all is to end."""
+        """When ``watch`` is killed if it has not ended; None unless it is to end."""
+        if watch.drop_at is not None:
+            return watch.drop_at if self._kill_at is None else min(watch.drop_at, self._kill_at)
         if self._kill_at is None or watch.is_last:
             return self._kill_at
         is_awaited = any(other.is_last for other in self._running())
@@ -275,7 +293,8 @@ class Supervisor:
 
     ``data`` is the folder that says what runs, ``host`` and ``port`` are the clients' (port 0: the
     system chooses), ``plan`` says what to start, in this order. ``serve`` is what each child runs.
-    On SIGUSR1, ``grow`` is asked for the plan as it is now: what is new in it is started. ``board``
+    On SIGUSR1, ``grow`` is asked for the plan as it is now: what is new in it is started, what
+    is not in it any more ends. ``board``
     is the URL of boards that are no child's, for those who read what runs.
     """
 
@@ -497,6 +516,11 @@ class Supervisor:
         for spec in plan:
             if spec.name not in self._children:
                 self._add(spec)
+        known = {spec.name for spec in plan}
+        for name, child in list(self._children.items()):
+            # The board stays: nodes that were started with it go on using it.
+            if name not in known and child.spec.role != BOARD:
+                self._drop(name)
 
     def _add(self, spec: ChildSpec) -> None:
         try:
@@ -508,6 +532,20 @@ class Supervisor:
             return
         self._policy.add(spec.name, is_last=spec.role == BOARD)
         self._log.event("node added", node=spec.name, url=self._children[spec.name].record.url)
+
+    def _drop(self, name: str) -> None:
+        """It is no node any more."""
+        if not self._policy.is_dropped(name):
+            self._policy.drop(name)
+            self._log.event("node removed", node=name)
+        if self._children[name].record.pid is None:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        child = self._children.pop(name)
+        child.close()
+        self._policy.forget(name)
+        self._cluster.nodes.remove(child.record)
 
     def _do(self, action: Action, child: _Child) -> None:
         if action is Action.START:
@@ -564,7 +602,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Take note of every child that has ended; one SIGCHLD may stand for several."""
-        for child in self._children.values():
+        for child in list(self._children.values()):
             if child.record.pid is None:
                 continue
             pid, status = os.waitpid(child.record.pid, os.WNOHANG)
@@ -581,6 +619,8 @@ class Supervisor:
             self._tell("node killed", name, delay_s, pid=pid, signal=signal.Signals(-code).name)
         else:
             self._tell("node ended", name, delay_s, pid=pid, status=code)
+        if self._policy.is_dropped(name):
+            self._forget(name)
 
     def _tell(self, what: str, name: str, delay_s: float | None, **values: object) -> None:
         if delay_s is not None and self._is_ready:

@@ -14,6 +14,7 @@ FeedsMissNothing     a reader of changes was shown all that its cursor vouches f
 OneOwner             an origin is of one run of one node, and has no number twice
 LagReturns           some time after all has healed every view is young again
 StaysBounded         queues keep to their limits
+VectorsAreUnderstood what a node tells of its vector others take for just that
 """
 
 from collections.abc import Iterable
@@ -298,11 +299,48 @@ class MarksAreTruthful(Checker):
                 assert context is None or not covers(vector, context), (node.name, num, seq, write)
 
 
+class VectorsAreUnderstood(Checker):
+    """What a node tells of its vector is all of it for who has heard of the same ends, and never
+    more for anybody. Members whose files have lost nothing have heard of them.
+    """
+
+    every_s = 1.0
+
+    def __init__(self, cluster: "Cluster") -> None:
+        super().__init__(cluster)
+        self._looked_s: dict[str, float] = {}
+        self.short = 0
+        """How often a vector named less than the origins that were written under."""
+
+    def looked(self, node: "Node") -> None:
+        now_s = self.cluster.loop.time()
+        if now_s < self._looked_s.get(node.name, -self.every_s) + self.every_s:
+            return
+        self._looked_s[node.name] = now_s
+        self._check(node)
+
+    def finished(self) -> None:
+        for node in self.cluster.nodes:
+            self._check(node)
+
+    def _check(self, node: "Node") -> None:
+        told, whole = node.progress.told, node.progress.vector
+        self.short += len(told) < len(whole)
+        for other in self.cluster.nodes:
+            if not other.up:
+                continue
+            taken = other.ledger.closings.expand(told)
+            assert covers(whole, taken), ("more than was said", node.name, other.name, told)
+            if not other.may_forget:
+                assert covers(taken, whole), ("less than was said", node.name, other.name, told)
+
+
 def _marks(node: "Node") -> list[tuple[int, int, dict[int, int]]]:
     rows: Any = node.connection.execute("SELECT db, seq, vector FROM mark").fetchall()
     living = {num for num, database in node.ledger.databases.items() if not database.dropped}
     decode = msgspec.msgpack.Decoder(dict[int, int]).decode
-    return [(db, seq, decode(packed)) for db, seq, packed in rows if db in living]
+    whole = node.ledger.closings.expand
+    return [(db, seq, whole(decode(packed))) for db, seq, packed in rows if db in living]
 
 
 def _documents_upto(node: "Node", num: int, seq: int) -> list[str]:
@@ -530,5 +568,6 @@ ALL = (
     VectorIsTruthful, EqualVectors, NothingComesBack, NothingLost, LagIsNoLess, MarksAreTruthful,
     SameEverywhere, AnsweredIsCommitted, OwnWritesAreRead, ReadsNeverGoBack, FeedsMissNothing,
     BoardKeeps, CheckpointsVouch, OneOwner, DropsHitWhatTheyMeant, LagReturns, StaysBounded,
+    VectorsAreUnderstood,
 )  # fmt: skip
 __all__ = ["ALL", "DOCUMENT", "REGISTER", "Checker", "contents"]

@@ -13,6 +13,7 @@ import orjson
 
 from divandb import cursor
 from divandb.auth import credentials
+from divandb.vector import join
 from tests.sim.checkers import (
     AnsweredIsCommitted,
     FeedsMissNothing,
@@ -171,7 +172,7 @@ class Notebook:
             self._begin()
             return False
         if answer.status != 201:
-            assert answer.status in (404, 503, 507), (
+            assert answer.status in (404, 410, 503, 507), (
                 "a correct client is refused", node.name, answer,
             )  # fmt: skip
             self._begin()
@@ -189,7 +190,8 @@ class Notebook:
             answer = await self.client.get(node, path)
         except Unanswered:
             return
-        if answer.status == 503 or answer.header("divan-session-behind") or path != self.path:
+        is_behind = answer.status in (410, 503) or answer.header("divan-session-behind")
+        if is_behind or path != self.path:
             return
         self.reads += 1
         shown = answer.json.get("v", 0) if answer.status == 200 else 0
@@ -223,7 +225,7 @@ class Follower:
         except Unanswered:
             return 0
         if answer.status != 200:
-            assert answer.status in (404, 503), (node.name, answer)
+            assert answer.status in (404, 410, 503), (node.name, answer)
             return 0
         self.polls += 1
         for row in answer.json["results"]:
@@ -237,14 +239,13 @@ class Follower:
     def _check(self, node: Node) -> None:
         _, found = cursor.parse(self.since)
         assert found is not None
+        # Whoever answered knows what its cursor means.
+        vector = node.ledger.closings.expand(found.vector)
         self.client.cluster.told(
             FeedsMissNothing, node, (self.database, found.generation), self._shown,
-            self._vouched, found.vector,
+            self._vouched, vector,
         )  # fmt: skip
-        self._vouched = {
-            origin: max(self._vouched.get(origin, 0), oseq)
-            for origin, oseq in {**self._vouched, **found.vector}.items()
-        }
+        self._vouched = join(self._vouched, vector)
 
     def check_all(self) -> None:
         """Nothing is written any more and it has read to the end: it has seen every leaf."""

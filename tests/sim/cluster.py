@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Cluster:
         self.nodes = [Node(self, member, folder) for member in self.members]
         self.losses = Losses(self)
         self._joining: set[asyncio.Task[Node]] = set()
+        self.removing: set[asyncio.Task[None]] = set()
+        """Who is being removed."""
         self.struck: dict[str, int] = {}
         """How often each kind of fault has happened in a random run."""
         self.acts = 0
@@ -85,14 +87,14 @@ class Cluster:
         return self.masters
 
     async def add_replica(self, slot: str) -> Node:
-        """A new replica of a running cluster, not started yet."""
-        number = len(self.group(slot))
+        """A new replica of a running cluster, not started yet. No name is given twice."""
+        number = sum(member.slot == slot for member in self.members)
         name = f"{slot}-r{number}"
         return await self._add(Member(name, REPLICA, slot, f"http://{name}"))
 
     async def add_master(self) -> Node:
         """A new slot's master, not started yet."""
-        name = f"m{len(self.masters) + 1}"
+        name = f"m{len({member.slot for member in self.members}) + 1}"
         return await self._add(Member(name, MASTER, name, f"http://{name}"))
 
     def join(self, slot: str) -> None:
@@ -105,6 +107,34 @@ class Cluster:
     def _joined(self, task: "asyncio.Task[Node]") -> None:
         self._joining.discard(task)
         self.start(task.result())
+
+    def remove(self, node: Node, ask: Callable[[Node], Awaitable[int]]) -> None:
+        """Have a node removed; not waited for. ``ask`` has it done by another one, and says with
+        what status.
+        """
+        task = self.loop.create_task(self._remove(node, ask))
+        self.removing.add(task)
+        task.add_done_callback(self.removing.discard)
+
+    async def _remove(self, gone: Node, ask: Callable[[Node], Awaitable[int]]) -> None:
+        is_open = False
+        while not is_open or gone in self.nodes:
+            status = await ask(self.rng.choice([one for one in self.nodes if one is not gone]))
+            if status == 200:
+                self.part_with(gone)
+                return
+            # Who gets no answer does not know, and asks again until he does.
+            is_open |= status not in (404, 410, 412)
+            if not is_open:
+                return
+            await asyncio.sleep(1.0)
+
+    def part_with(self, gone: Node) -> None:
+        """It is no member any more: what only it had is lost, and the others are judged."""
+        if gone.up:
+            gone.crash()
+        self.nodes.remove(gone)
+        self.losses.disk_lost(gone)
 
     async def _add(self, member: Member) -> Node:
         self.members.append(member)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from tests.sim.client import Client, Unanswered
 from tests.sim.cluster import Cluster
 from tests.sim.node import COMMIT_S_MAX, Node
 
@@ -430,12 +431,36 @@ class NewMaster(NewReplica):
         return nothing
 
 
+class RemovedNode(Fault):
+    """A node is removed for good, whether it lives or not."""
+
+    every_s = 12.0
+
+    def begin(self) -> End | None:
+        groups = [self.c.group(slot) for slot in sorted({n.member.slot for n in self.c.nodes})]
+        found = [node for group in groups if len(group) > 2 for node in group]
+        if not found or self.c.removing:
+            return None
+        gone = self.rng.choice(found)
+        operator = Client(self.c, f"operator{len(self.c.network.sites)}")
+
+        async def ask(node: Node) -> int:
+            body = {"node": gone.name, "force": True}
+            try:
+                return (await operator.post(node, "/_divan/remove", body)).status
+            except Unanswered:
+                return 0
+
+        self.c.remove(gone, ask)
+        return nothing
+
+
 ALL: tuple[type[Fault], ...] = (
     Drops, DropsAnswers, Duplicates, Reorders, Delays, Partition, OneWay,
     Crash, Restart, CrashAfterCommit, Pause, SlowNode, ClockJump,
     PowerCut, PowerCutOfAll, FullDisk, SlowDisk, LostFolder, RolledBack,
     BoardOutage, BoardOutOfReach, BadBoard, FullBoard, BoardTruncation, BoardForgets,
-    BoardRolledBack, NewReplica, NewMaster,
+    BoardRolledBack, NewReplica, NewMaster, RemovedNode,
 )  # fmt: skip
 
 

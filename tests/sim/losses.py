@@ -37,6 +37,7 @@ class Losses:
     def disk_lost(self, node: "Node") -> None:
         """Its disk was replaced; it is down."""
         self.disks += 1
+        node.may_forget = True
         self.slots.add(node.member.slot)
         self.look()
 

@@ -192,6 +192,8 @@ class Node:
         self.commit_s_max = COMMIT_S_MAX
         self.dies_after_commit = False
         """Is it killed after its next write, before anybody hears of that?"""
+        self.may_forget = cluster.loop.now_s > 0
+        """May its file lack what it contained before, or what others have known for long?"""
         self.site = cluster.network.add(self.name)
         self.site.serve = lambda exchange: front.answer(self, exchange)
         self.config: Config
@@ -272,6 +274,7 @@ class Node:
         files = self.platter.image()
         if power:
             files = self.platter.power_cut(files, self.cluster.rng)
+            self.may_forget = True
         with self.platter.with_room():  # what a connection does that closes in order is undone
             for connection in (self.connection, self.reading):
                 connection.close()
@@ -286,6 +289,7 @@ class Node:
     def lose_file(self) -> None:
         """Its disk is gone; the next start finds an empty one."""
         self.platter.put_back({})
+        self.may_forget = True
 
     def stop(self) -> None:
         """SIGSTOP: until ``go_on`` nothing happens here."""
@@ -466,14 +470,14 @@ def _open_reads(node: Node) -> None:
     node.catalog = Catalog(node.reading, config.limits.revs_limit)
     node.replica = Replica(
         node.reading, node.catalog, node.identity.numbering, config.limits.feeds_max,
-        HotDocuments(config.limits.hot_bytes_max),
+        HotDocuments(config.limits.hot_bytes_max), lambda: node.ledger.closings,
     )  # fmt: skip
     node.ledger.replacing = node.replica.hot.replacing
     node.tenure = Tenure(config, succession.owners(node.reading))
     node.governor, node.requests = Governor(config.limits), 0
     node.progress = Progress(
         dict(node.ledger.vector), node.ledger.slots(), node.clock,
-        config.slot if node.tenure.is_owner else None,
+        config.slot if node.tenure.is_owner else None, lambda: node.ledger.closings,
     )  # fmt: skip
     node.authenticator = Authenticator(
         node.catalog, node.replica, node.settings, node.clock, node.rng, node._offload,
@@ -501,16 +505,21 @@ def _open_writer(node: Node) -> None:
 
 def _open_peers(node: Node) -> None:
     config, limits, clock, log = node.config, node.config.limits, node.clock, node.log
-    network, token = node.cluster.network, trust.SCHEME + node.tenure.keys.token
+    network = node.cluster.network
     transport = SimTransport(network, node.name)
     node.peers = Peers(
         config, node.tenure, node.progress,
-        lambda url: SimLink(network, node.name, url, {"authorization": token}), clock, log,
+        lambda url: SimLink(
+            network, node.name, url, {"authorization": trust.SCHEME + node.tenure.keys.token}
+        ),
+        clock, log,
     )  # fmt: skip
 
     async def execute(step: Any, size_bytes: int) -> Any:
         return await _result(node.writer.submit, step, size_bytes)
 
+    node.peers.part_with(node.replica.removed())
+    node._delivery.removed = lambda: node.peers.part_with(node.replica.removed())
     node.fetcher = Fetcher(
         node.peers, node.progress, execute, config.keys.token, clock, limits, log, transport
     )

@@ -1,6 +1,7 @@
 """A run from a seed: a cluster, what goes wrong, and what clients do meanwhile, all drawn."""
 
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from tests.sim import faults, workloads
 from tests.sim.checkers import LagReturns
 from tests.sim.cluster import Cluster
 from tests.sim.faults import Fault, Weather
+from tests.sim.node import Node
 from tests.sim.workloads import DATABASE, Crowd, Workload
 
 LIMITS = Limits(
@@ -23,6 +25,8 @@ SHAPES = ((3, 3), (3, 3), (3, 1), (2, 2), (2, 1), (1, 2), (3, 0))
 LASTS_S = (20.0, 90.0)
 KINDS_MAX = 7
 """Of faults, in one run."""
+CLOSED_S = 60.0
+"""After so much more time vectors name one origin a slot, at most."""
 Body = Callable[[Cluster], Awaitable[None]]
 
 
@@ -57,13 +61,21 @@ def play(
         weather.clear()
         c.healed()
         await crowd.finish()
+        await c.until(lambda: not c.removing, 60)
         await c.settled(within_s=SETTLE_S)
         lag = next(checker for checker in c.checkers if isinstance(checker, LagReturns))
         await c.until(lambda: not lag.waits, lag.within_s + 1)
         await crowd.read_on()
+        await c.until(lambda: all(names_few(node) for node in c.nodes), CLOSED_S)
         c.struck, c.acts = weather.struck, crowd.acts
 
     return body
+
+
+def names_few(node: Node) -> bool:
+    """Does its vector name one origin of each slot, at most?"""
+    named = Counter(node.progress.slots.get(o) for o, n in node.progress.told.items() if n)
+    return all(count == 1 for count in named.values())
 
 
 def _drawn(rng: random.Random, kinds: tuple[Any, ...], least: int, most: int) -> tuple[Any, ...]:

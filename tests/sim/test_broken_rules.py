@@ -15,7 +15,9 @@ import pytest
 
 from divandb import cursor, merge, node
 from divandb import event as events
+from divandb.closings import Closings
 from divandb.cluster import courier, desk, fetching, progress
+from divandb.cluster.closer import Closer
 from divandb.cluster.peers import Missing
 from divandb.cluster.progress import Progress
 from divandb.cluster.relay import Relay
@@ -30,17 +32,18 @@ from divandb.store import changes, file, outbox
 from divandb.store.catchup import End
 from divandb.store.ledger import Ledger
 from divandb.store.writer import Writer
-from divandb.vector import covers, join
+from divandb.vector import join
 from tests.sim import (
     chaos,
     faults,
     storm,
+    test_closing,
     test_groups,
     test_reading,
     test_scenarios,
     workloads,
 )
-from tests.sim.checkers import Checker, EqualVectors, NothingLost
+from tests.sim.checkers import Checker, EqualVectors, NothingLost, VectorsAreUnderstood
 from tests.sim.client import Client
 from tests.sim.cluster import Cluster
 from tests.sim.harness import play_out
@@ -338,11 +341,11 @@ def test_a_watermark_that_holds_up_all_others(
 ) -> None:
     """One is waited for that cannot be reached: its owner's disk was put back."""
 
-    def note(self: Any, as_of: float, wrote: dict[int, int]) -> None:
+    def note(self: Any, as_of: float, wrote: dict[int, int], closings: Any) -> None:
         self.ahead.append((as_of, wrote))
 
-    def reached(self: Any, vector: dict[int, int]) -> None:
-        while self.ahead and covers(vector, self.ahead[0][1]):
+    def reached(self: Any, has: Callable[[Any], bool]) -> None:
+        while self.ahead and has(self.ahead[0][1]):
             self.as_of, self.mark = self.ahead.popleft()
 
     monkeypatch.setattr(progress._Slot, "note", note)
@@ -446,8 +449,12 @@ def test_anti_entropy_that_is_off(court: Court, monkeypatch: pytest.MonkeyPatch)
 def test_a_watermark_of_this_run_alone(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner that was started again says nothing of what it wrote before."""
 
-    right = Progress.written
-    monkeypatch.setattr(Progress, "written", lambda self: dict(list(right(self).items())[1:]))
+    right = Progress._of_own_slot
+
+    def wrong(self: Progress, vector: Any) -> dict[int, int]:
+        return dict(list(right(self, vector).items())[1:])
+
+    monkeypatch.setattr(Progress, "_of_own_slot", wrong)
     court.finds_in(
         test_reading.test_what_an_owner_wrote_before_it_was_started_again_counts,
         "found by LagIsNoLess",
@@ -471,3 +478,48 @@ def test_a_purge_that_forgets_its_context(court: Court, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(merge, "merge", wrong)
     court.finds(masters_alone, "found by NothingComesBack")
+
+
+def test_an_origin_that_is_closed_before_all_members_know(
+    court: Court, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is away: what it does not hear of it takes for missing, in its clients' cursors, too."""
+
+    async def wrong(self: Closer, ends: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(Closer, "_have_all_passed", wrong)
+    court.finds_in(
+        test_closing.test_a_member_that_is_away_comes_back_among_nodes_that_name_less,
+        "found by VectorsAreUnderstood", only=VectorsAreUnderstood,
+    )  # fmt: skip
+
+
+def test_a_missing_entry_that_means_complete_to_all_who_know_the_end(
+    court: Court, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has said it: a node that was put back, or is new, has never heard of the origin."""
+
+    def wrong(self: Closings, vector: Any) -> dict[int, int]:
+        return {**self.upto, **vector}
+
+    monkeypatch.setattr(Closings, "expand", wrong)
+    court.finds_in(
+        test_closing.test_a_disk_that_was_put_back_to_before_takes_what_it_lacks,
+        "found by MarksAreTruthful",
+    )
+
+
+def test_an_origin_that_is_left_out_though_not_all_of_it_is_here(
+    court: Court, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is closed is not named, whatever the node has of it."""
+
+    def wrong(self: Closings, vector: Any) -> dict[int, int]:
+        return {origin: n for origin, n in vector.items() if origin not in self._closed}
+
+    monkeypatch.setattr(Closings, "compact", wrong)
+    court.finds_in(
+        test_closing.test_who_has_heard_of_an_end_and_lacks_a_part_says_so,
+        "found by VectorsAreUnderstood",
+    )

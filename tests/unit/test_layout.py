@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from divandb import datadir
+from divandb.cluster import topics
 from divandb.config import BoardAccess, KafkaAccess, Limits, Member
 from divandb.datadir import PlannedNode
 from divandb.layout import (
@@ -39,6 +40,18 @@ def test_a_new_node_gets_the_next_number() -> None:
     assert with_replica([*nodes, REMOTE], "m1").name == "m1-r10"
     with pytest.raises(ValueError, match="there is no master m3"):
         with_replica(nodes, "m3")
+
+
+def test_the_name_of_a_removed_node_is_not_given_again() -> None:
+    """Nor is a slot gone with the node that had its name."""
+    nodes = [node for node in planned(2, 2) if node.name not in ("m1", "m2-r2")]
+    assert with_replica(nodes, "m2", ["m2-r2", "m1"]).name == "m2-r3"
+    assert with_replica(nodes, "m1", ["m2-r2", "m1"]).name == "m1-r3"
+    assert with_master(nodes).name == "m3"
+    members = [Member(node.name, node.role, node.slot, "") for node in nodes]
+    topics_of = topics.layout("c", members)
+    assert set(topics_of["divandb.c.masters"][1]) == {"m1", "m2"}
+    assert set(topics_of["divandb.c.replicas.m2"][1]) == {"m2", "m2-r0", "m2-r1"}
 
 
 def test_members_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from divandb import document, merge, revtree
+from divandb.closings import NONE
 from divandb.commands import Graft, Purge, SetRegister, WriteDocuments
 from divandb.cursor import Cursor
 from divandb.errors import Conflict, FileExists, NotFound
@@ -587,7 +588,7 @@ class StoreMachine(RuleBasedStateMachine):
                 if db is None or moment.num != db.num:
                     continue
                 cursor = Cursor(1, db.generation, moment.vector)
-                place = changes.place_of(self.store.reader, self.row(db), cursor)
+                place = changes.place_of(self.store.reader, self.row(db), cursor, lambda: NONE)
                 rows = changes.rows(self.store.reader, place, self.row(db).place_end, 99)
                 unseen = {row.id for row in changes.unseen(rows, moment.vector)}
                 assert unseen == moment.since & set(db.visible())

@@ -43,6 +43,29 @@ def test_a_dead_node_is_started_again_after_the_pause_and_not_before() -> None:
     assert made.actions() == [(Action.START, "m1")]
 
 
+def test_a_node_that_is_dropped_ends_and_stays_down_while_others_go_on() -> None:
+    made, time = policy("m1", "m2")
+    made.drop("m2")
+    assert made.actions() == [(Action.TERMINATE, "m2")]
+    assert made.actions() == []
+    assert made.wait_s() == pytest.approx(BOUNDS.stop_s_max)
+    time.now += BOUNDS.stop_s_max
+    assert made.actions() == [(Action.KILL, "m2")]
+    assert made.ended("m2", 137) is None
+    made.forget("m2")
+    assert made.ended("m1", 1) is not None
+    assert not made.stopping and made.exit_status() is None
+
+
+def test_a_node_that_is_down_when_it_is_dropped_is_not_started_again() -> None:
+    made, time = policy("m1", "m2")
+    made.ended("m2", 1)
+    made.drop("m2")
+    assert made.is_dropped("m2") and not made.is_dropped("m1")
+    time.now += 100
+    assert made.actions() == []
+
+
 def test_the_pause_doubles_up_to_its_bound() -> None:
     made, time = policy()
     pauses = []

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from divandb.closings import NONE
 from divandb.commands import (
     DiscardBlob,
     Graft,
@@ -494,7 +495,7 @@ def test_foreign_cursors_miss_nothing_when_marks_are_thinned(
     store.do(history)
     assert store.count("mark") == count + 1
     vectors = [
-        (seq, changes.vector_at(store.reader, store.ledger.databases[db.num], seq))
+        (seq, changes.vector_at(store.reader, store.ledger.databases[db.num], seq, lambda: NONE))
         for seq in range(0, count * MARK_CHANGES_MAX, 31_111)
     ]
     store.settle()
@@ -503,7 +504,7 @@ def test_foreign_cursors_miss_nothing_when_marks_are_thinned(
     assert left == count + 1 - store.upkeep.totals.thinned_marks
     for seq, vector in vectors:
         cursor = Cursor(999, 1, dict(vector))
-        place = changes.place_of(store.reader, store.ledger.databases[db.num], cursor)
+        place = changes.place_of(store.reader, store.ledger.databases[db.num], cursor, lambda: NONE)
         assert changes.seq_of(place) <= seq
         rows = changes.rows(store.reader, place, db.place_end, count)
         unseen = list(changes.unseen(rows, vector))

@@ -15,6 +15,7 @@ COMMANDS = {
     "receipts": "divandb.cli.owners:receipts",
     "drill": "divandb.cli.drill:drill",
     "add": "divandb.cli.add:add",
+    "remove": "divandb.cli.remove:remove",
     "node": "divandb.cli.run:node",
     "board": "divandb.cli.run:board",
     "events": "divandb.cli.events:events",

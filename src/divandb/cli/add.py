@@ -7,7 +7,7 @@ import ipaddress
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -107,10 +107,12 @@ def _check_usage(what: str, slot: str | None, replicas: int) -> None:
         raise click.UsageError("--replicas is for `divandb add master`.")
 
 
-def chosen(nodes: list[PlannedNode], slot: str | None, replicas: int) -> list[PlannedNode]:
+def chosen(
+    nodes: list[PlannedNode], slot: str | None, replicas: int, removed: Sequence[str] = ()
+) -> list[PlannedNode]:
     """A replica of the slot, or a master with so many replicas; raises ``ValueError``."""
     if slot is not None:
-        made = [with_replica(nodes, slot)]
+        made = [with_replica(nodes, slot, removed)]
     else:
         made = [with_master(nodes)]
         for _ in range(replicas):
@@ -133,7 +135,7 @@ def grow(
     with alone(data):
         cluster = running(data)
         nodes = datadir.read_members(data)
-        made = chosen(nodes, slot, replicas)
+        made = chosen(nodes, slot, replicas, datadir.read_removed(data))
         # The boards make topics and principals, then the supervisor starts the nodes that use them.
         _write(data, cluster, nodes, made)
     os.kill(cluster.pid, signal.SIGUSR1)
@@ -274,7 +276,8 @@ def _file(
     port_min: int,
     tls: TlsFiles = hosts.PLAIN,
 ) -> NodeFile:
-    made = chosen([PlannedNode(one.name, one.role, one.slot) for one in known], slot, 0)[0]
+    nodes = [PlannedNode(one.name, one.role, one.slot) for one in known]
+    made = chosen(nodes, slot, 0, datadir.read_removed(data))[0]
     used = {urlsplit(one.url).port for one in known}
     free = next(port for port in range(port_min, port_min + NODES_MAX + 1) if port not in used)
     node_port = place.node_port or free

@@ -210,7 +210,8 @@ def _nodes(data: Path, masters: int | None, replicas: int | None) -> list[Planne
         raise datadir.DataDirError(
             f"{data} has more nodes than that: {', '.join(missing)}; leave the options out"
         )
-    nodes += [node for node in wanted if node not in nodes]
+    gone = datadir.read_removed(data)
+    nodes += [node for node in wanted if node not in nodes and node.name not in gone]
     datadir.write_members(data, nodes)
     return nodes
 

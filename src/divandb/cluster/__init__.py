@@ -17,5 +17,8 @@ findings     what was found, counted and kept
 snapshots    copying a peer's file
 blobs        attachments whose bytes are not here, fetched
 relay        others' events on to the Replicas' Board
+estate       what former owners of a slot left, published
+closer       origins of a slot that have ended, told and closed
+removal      may a member be removed for good?
 topics       the names of the boards' topics, and who may open them
 """

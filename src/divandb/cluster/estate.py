@@ -102,12 +102,14 @@ class Estate:
 
     def begin(self, left: Vector | None) -> None:
         """This node owns the slot now. ``left``: finished origins of which more is here than on
-        the board, and how far they are on it; ``None``: there are none.
+        the board, and how far they are on it, without those that are closed; ``None``: there are
+        none. What has ended was on the board before.
         """
         finished = self._finished()
         self.boarded = dict(finished)
         for origin in finished if left is not None else ():
-            self.boarded[origin] = min(finished[origin], (left or {}).get(origin, 0))
+            ended = self._progress.closings.upto.get(origin, 0)
+            self.boarded[origin] = min(finished[origin], (left or {}).get(origin, ended))
         # What is still in the outbox goes out from there.
         written = self._progress.written()
         self.boarded |= {origin: written.get(origin, 0) for origin in self._unpublished()}
@@ -121,6 +123,19 @@ class Estate:
                 continue
             if event.origin in self.boarded and event.after <= self.boarded[event.origin]:
                 self.boarded[event.origin] = max(self.boarded[event.origin], event.mark)
+
+    def told(self) -> dict[int, int]:
+        """``boarded``, without what is closed."""
+        closings = self._progress.closings
+        return {o: n for o, n in self.boarded.items() if not closings.is_closed(o, n)}
+
+    def finished(self) -> dict[int, int]:
+        """Origins of the slot under which this node writes no more, all of whose writes are on the
+        board; none before it is known what is.
+        """
+        if not self.settled.is_set():
+            return {}
+        return {o: n for o, n in self._finished().items() if self.boarded.get(o) == n}
 
     def _finished(self) -> dict[int, int]:
         current, queued = self._own_origin(), self._unpublished()

@@ -164,9 +164,13 @@ class Failover:
 
     def _is_due(self) -> bool:
         """Is the owner gone, and is it this node's turn?"""
+        if self._peers.is_removed:
+            return False
         owner = self._peers.master_of(self._config.slot)
         own = self._tenure.own
-        is_here = own is not None and own.name == self._config.name
+        # It may have become the owner while it was removed.
+        is_removed = own is not None and own.name in self._peers.removed
+        is_here = is_removed or (own is not None and own.name == self._config.name)
         if not is_here and (owner is None or not self._peers.is_gone(owner, self._silence_s)):
             self._gone_since = None
             return False

@@ -3,6 +3,7 @@
     POST /_divan/heartbeat   Heartbeat → Heartbeat
     POST /_divan/commands    [Order, …] → [Answer, …], in their order
     POST /_divan/reached     Question → Reached
+    POST /_divan/passed      a vector → Passing
     POST /_divan/grant       Candidacy → Grant
     POST /_divan/leave       Candidacy → Left
     POST /_divan/beyond      a vector → frames of Write Events, the last an ``End``
@@ -104,6 +105,14 @@ class Reached(msgspec.Struct, frozen=True, array_like=True):
     yes: bool
 
 
+class Passing(msgspec.Struct, frozen=True, array_like=True):
+    """Which members of the sender's group contain what was asked for."""
+
+    members: list[str]
+    """All of them, by name."""
+    passed: list[str]
+
+
 class Candidacy(msgspec.Struct, frozen=True, array_like=True):
     """May the sender take over its slot?"""
 
@@ -134,6 +143,7 @@ decode_orders = msgspec.msgpack.Decoder(list[Order]).decode
 decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 decode_question = msgspec.msgpack.Decoder(Question).decode
 decode_reached = msgspec.msgpack.Decoder(Reached).decode
+decode_passing = msgspec.msgpack.Decoder(Passing).decode
 decode_vector = msgspec.msgpack.Decoder(dict[int, int]).decode
 decode_candidacy = msgspec.msgpack.Decoder(Candidacy).decode
 decode_grant = msgspec.msgpack.Decoder(Grant).decode

@@ -16,12 +16,14 @@ from typing import Protocol
 import msgspec
 
 from divandb.clock import Clock
+from divandb.closings import Closings
 from divandb.cluster import messages
-from divandb.cluster.messages import Heartbeat, Seen
+from divandb.cluster.messages import Heartbeat, Passing, Seen
 from divandb.cluster.progress import Progress, Watermark
 from divandb.cluster.suspicion import LEVEL, Suspicion
 from divandb.cluster.trust import SCHEME
 from divandb.config import MASTER, REPLICA, Config, Member
+from divandb.errors import Removed
 from divandb.link import LinkBroken, Reply
 from divandb.telemetry import Log
 from divandb.tenure import Tenure, is_same
@@ -166,6 +168,13 @@ class Peers:
         self._awake = (clock.monotonic(), clock.monotonic())
         """The last two moments at which heartbeats were due and this process ran."""
         self._fetching: asyncio.Task[None] | None = None
+        self.removed: set[str] = set()
+        """Names of nodes that are members no more."""
+        self.is_removed = False
+        """Is this node one of them?"""
+        self.expelled: Callable[[], None] = lambda: None
+        """Called once this node hears that it was removed."""
+        self._parting: set[asyncio.Task[None]] = set()
         self._began = clock.monotonic()
         for member in config.seeds:
             self._take(member, 0, None)
@@ -220,6 +229,17 @@ class Peers:
         """The other members of this node's slot."""
         return [peer for peer in self.all() if peer.member.slot == self._config.slot]
 
+    @property
+    def closings(self) -> Closings:
+        """Ends of origins that this node has heard of."""
+        return self._progress.closings
+
+    def passing(self, needs: Vector) -> Passing:
+        """Who of this node's group contains this, as far as this node has heard."""
+        group = {peer.member.name: peer.vector for peer in self.group()}
+        group[self._config.name] = dict(self._progress.vector)
+        return Passing(list(group), [name for name, one in group.items() if covers(one, needs)])
+
     def is_gone(self, peer: Peer, silence_s: float) -> bool:
         """Has nobody heard of it for so long, and can that hardly be because it is slow?
 
@@ -247,10 +267,42 @@ class Peers:
         limits, age_s = self._config.limits, self._clock.monotonic() - self.renewed
         # A slot is not taken over before its owner has been silent for so long.
         owner_ms = limits.failover_ms if self.tenure.is_owner else limits.lease_ms
-        return age_s < min(limits.lease_ms, owner_ms) / 1000 or not self._targets()
+        is_alone = not self.is_removed and not self._targets()
+        return age_s < min(limits.lease_ms, owner_ms) / 1000 or is_alone
+
+    def part_with(self, names: Iterable[str]) -> None:
+        """These are members no more: nothing is asked of them, or counts on them."""
+        self.removed.update(names)
+        for name in self.removed & self._known.keys():
+            peer = self._known.pop(name)
+            if peer.beating is not None:
+                peer.beating.cancel()
+            task = asyncio.ensure_future(peer.link.close())
+            self._parting.add(task)
+            task.add_done_callback(self._parting.discard)
+            self._log.event("a node was removed", node=name)
+        if self._config.name in self.removed:
+            self._leave()
+
+    def _leave(self) -> None:
+        """This node was removed."""
+        if not self.is_removed:
+            self.is_removed = True
+            self._log.event("this node was removed from the cluster and serves no more")
+            self.expelled()
+
+    def check_member(self, name: str) -> None:
+        """Raises ``Removed`` for a node that is no member any more."""
+        if name in self.removed:
+            raise Removed(f"{name} was removed from the cluster.")
+
+    def check_removed(self) -> None:
+        """Raises ``Removed`` if this node is no member any more."""
+        if self.is_removed:
+            raise Removed(f"{self._config.name} was removed from the cluster; ask another node.")
 
     def _take(self, member: Member, started_ms: int, heard: float | None) -> Peer | None:
-        if member.name == self._config.name:
+        if member.name == self._config.name or member.name in self.removed:
             return None
         peer = self._known.get(member.name)
         if peer is None:
@@ -307,6 +359,8 @@ class Peers:
             peer.beating.add_done_callback(lambda _: peer.note_answer())
 
     def _targets(self) -> list[Peer]:
+        if self.is_removed:
+            return []
         own = self.master_of(self._config.slot)
         if own is not None and self.is_live(own) and own.missed < MISSED_MAX:
             return [own]
@@ -336,6 +390,8 @@ class Peers:
                     "POST", HEARTBEAT, saying,
                     wait_s=0.0, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
                 )  # fmt: skip
+            if reply.status == Removed.status and self.tenure.owns(peer.member):
+                self._leave()
             if reply.status != 200:
                 raise LinkBroken(f"answered {reply.status}", sent=True)
             told = messages.decode_heartbeat(reply.body)
@@ -379,8 +435,9 @@ class Peers:
                 seen.append(Seen(m.name, role, m.slot, m.url, peer.started_ms, age_ms))
         marks = self._progress.watermarks()
         lag_ms, _ = self._progress.lag(self._config.limits.silent_slot_ms)
-        vector = dict(self._progress.vector)
-        slots = self._progress.slots if names_all else {}
+        vector = self._progress.told
+        known = self._progress.slots if names_all else {}
+        slots = {origin: known[origin] for origin in vector if origin in known}
         owners = self.tenure.owners
         return Heartbeat(vector, slots, self.load_ms, lag_ms, marks, seen, names_all, owners)
 
@@ -414,7 +471,8 @@ class Peers:
             member = Member(seen.name, seen.role, seen.slot, seen.url)
             peer = self._take(member, seen.started_ms, as_of - seen.age_ms / 1000)
             if index == 0 and peer is not None:
-                peer.vector, peer.load_ms, peer.lag_ms = told.vector, told.load_ms, told.lag_ms
+                peer.vector = self._progress.closings.expand(told.vector)
+                peer.load_ms, peer.lag_ms = told.load_ms, told.lag_ms
                 teller = peer
         return teller
 

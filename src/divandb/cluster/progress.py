@@ -10,10 +10,12 @@ import asyncio
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from divandb.clock import Clock
+from divandb.closings import NONE, Closings
 from divandb.vector import Vector, covers, join
 
 WATERMARKS_MAX = 64
@@ -40,15 +42,16 @@ class _Slot:
         """As of when its owner was heard of at all."""
         self.ahead: deque[tuple[float, dict[int, int]]] = deque()
 
-    def reached(self, vector: Vector) -> None:
-        """Take over the latest that the vector covers by now; those before it go with it."""
-        place = bisect(self.ahead, False, key=lambda one: not covers(vector, one[1]))
+    def reached(self, has: Callable[[Vector], bool]) -> None:
+        """Take over the latest that is contained by now; those before it go with it."""
+        place = bisect(self.ahead, False, key=lambda one: not has(one[1]))
         for _ in range(place):
             self.as_of, self.mark = self.ahead.popleft()
 
-    def note(self, as_of: float, wrote: dict[int, int]) -> None:
+    def note(self, as_of: float, wrote: dict[int, int], closings: Closings) -> None:
         """A later one. Each covers those before it, so that ``reached`` need not look at all."""
-        if self.ahead and not covers(wrote, self.ahead[-1][1]):
+        last = self.ahead[-1][1] if self.ahead else {}
+        if not covers(wrote, last) and not covers(closings.expand(wrote), last):
             # What an owner has lost with its disk, and says no more that it wrote, may never come.
             self.ahead.clear()
         if len(self.ahead) >= WATERMARKS_MAX:
@@ -85,7 +88,7 @@ class Reach:
         """It has grown to this."""
         self._vector = vector
         for future, needs in self._waiting.items():
-            if not future.done() and covers(vector, needs):
+            if not future.done() and self._has(vector, needs):
                 future.set_result(None)
 
     def add(self, more: Vector) -> None:
@@ -94,7 +97,10 @@ class Reach:
 
     def contains(self, needs: Vector) -> bool:
         """Is all of this covered?"""
-        return covers(self.vector, needs)
+        return self._has(self.vector, needs)
+
+    def _has(self, vector: Vector, needs: Vector) -> bool:
+        return covers(vector, needs)
 
     async def reach(self, needs: Vector, within_s: float) -> bool:
         """Wait until all of this is covered, ``within_s`` seconds at most; is it?"""
@@ -119,10 +125,15 @@ class Progress(Reach):
     """This node's vector as of the last commit that was answered, and the age of its view."""
 
     def __init__(
-        self, vector: Vector, slots: dict[int, str], clock: Clock, own_slot: str | None = None
-    ) -> None:
+        self, vector: Vector, slots: dict[int, str], clock: Clock, own_slot: str | None = None,
+        closings: Callable[[], Closings] = lambda: NONE,
+    ) -> None:  # fmt: skip
         """``own_slot`` is that of a master: of its own writes its view is never old."""
         super().__init__(vector)
+        self._closings = closings
+        self._met: Closings | None = None
+        """Ends of which all is here, as was seen before."""
+        self._compact: tuple[Vector, Closings, dict[int, int]] | None = None
         self._own_slot = own_slot
         self.slots = slots
         """origin → slot, as far as it is known."""
@@ -146,7 +157,32 @@ class Progress(Reach):
         """A commit has moved the vector."""
         super().advance(vector)
         for slot in self._slots.values():
-            slot.reached(vector)
+            slot.reached(partial(self._has, vector))
+
+    @property
+    def closings(self) -> Closings:
+        """Ends of origins that this node has heard of."""
+        return self._closings()
+
+    @property
+    def told(self) -> dict[int, int]:
+        """The vector as it is told to others, and shown."""
+        vector, closings = self.vector, self.closings
+        known = self._compact
+        if known is None or known[0] is not vector or known[1] is not closings:
+            known = self._compact = (vector, closings, closings.compact(vector))
+        return known[2]
+
+    def _has(self, vector: Vector, needs: Vector) -> bool:
+        if not covers(vector, needs):
+            return False
+        closings = self.closings
+        if closings is not self._met:
+            # Only a file that was put back may know of an end and not have all of the origin.
+            if not closings.are_met_by(vector):
+                return closings.is_met(vector, needs)
+            self._met = closings
+        return True
 
     def newest(self, written: Vector) -> Vector:
         """The writes, raised to what is here of their origins: a token for parallel answers."""
@@ -178,8 +214,8 @@ class Progress(Reach):
             return
         if slot.ahead and as_of <= slot.ahead[-1][0]:
             return
-        slot.note(as_of, wrote)
-        slot.reached(self.vector)
+        slot.note(as_of, wrote, self.closings)
+        slot.reached(partial(self._has, self.vector))
 
     def watermarks(self) -> list[Watermark]:
         """What can be said to others."""
@@ -187,7 +223,7 @@ class Progress(Reach):
         now = self._clock.monotonic()
         said = []
         if self._own_slot is not None:
-            said.append(Watermark(self._own_slot, self.written(), 0.0))
+            said.append(Watermark(self._own_slot, self._of_own_slot(self.told), 0.0))
         for name, slot in self._slots.items():
             known = list(slot.ahead)[-1:]
             if not known and slot.as_of is not None:
@@ -199,8 +235,11 @@ class Progress(Reach):
         """What the slot that this node owns has written, in all its origins, as far as clients may
         have heard of it.
         """
+        return self._of_own_slot(self.vector)
+
+    def _of_own_slot(self, vector: Vector) -> dict[int, int]:
         slots = self.slots
-        return {o: oseq for o, oseq in self.vector.items() if slots.get(o) == self._own_slot}
+        return {o: oseq for o, oseq in vector.items() if slots.get(o) == self._own_slot}
 
     def ages_ms(self) -> dict[str, float | None]:
         """How old the view of each slot is; ``None`` before anything was heard and reached."""

@@ -84,7 +84,7 @@ def layout(
 ) -> dict[str, tuple[int, Access]]:
     """Topic → (partitions, who may do what). ``readers`` may read the Masters' Event Board."""
     known = list(members)
-    slots = sorted({one.slot for one in known if one.role == MASTER}, key=partition_of)
+    slots = sorted({one.slot for one in known}, key=partition_of)
     found: dict[str, tuple[int, Access]] = {
         masters(cluster): (
             max(map(partition_of, slots), default=-1) + 1,

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -33,8 +33,11 @@ from divandb.cluster.proving import (
     EverythingAnswer,
     Owed,
     States,
+    StatesAnswer,
     Stretch,
+    StretchAnswer,
     Whole,
+    WholeAnswer,
 )
 from divandb.cluster.scanner import Scanner
 from divandb.cluster.witness import STATES_MAX, reader
@@ -71,6 +74,9 @@ SAME = "same"
 DIFFERS = "differs"
 UNDECIDED = "undecided"
 """One of the two is too far behind the other, or has not heard of the database yet."""
+
+
+Answer = TypeVar("Answer", EverythingAnswer, WholeAnswer, StretchAnswer, StatesAnswer)
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -261,6 +267,7 @@ class Verifier:
     async def _everything(self, peer: Peer, claims: Sequence[Claim]) -> EverythingAnswer:
         question = Everything(proving.total_of(claims))
         answer = proving.decode_everything(await self._ask(peer, question))
+        answer = self._with_whole_vector(answer)
         more = answer
         while more.more and more.claims:
             question = Everything(b"", more.claims[-1].name)
@@ -277,8 +284,10 @@ class Verifier:
             return Verdict(UNDECIDED, {})
         try:
             keys = [one.key for one in view.changed]
-            question = Whole(claim.name, claim.generation, view.vector, keys)
+            told = self._peers.closings.compact(view.vector)
+            question = Whole(claim.name, claim.generation, told, keys)
             answer = proving.decode_whole(await self._ask(peer, question))
+            answer = self._with_whole_vector(answer)
             own = {one.key: one.number for one in view.changed}
             missing = [one.key for one in answer.changed if one.key not in own]
             more = await self._offload(_held, connection, claim, missing)
@@ -351,10 +360,12 @@ class Verifier:
     ) -> tuple[list[str], str | None]:
         """The keys behind ``after`` that differ, in one range; and its end, if there is more."""
         vector, held, upto = await self._offload(_stretch, connection, claim, after)
+        told = self._peers.closings.compact(vector)
         question = Stretch(
-            claim.name, claim.generation, vector, after, upto, proving.total_held(held)
+            claim.name, claim.generation, told, after, upto, proving.total_held(held)
         )
         answer = proving.decode_stretch(await self._ask(peer, question))
+        answer = self._with_whole_vector(answer)
         if not answer.known:
             return [], None
         if answer.same:
@@ -372,6 +383,7 @@ class Verifier:
         while left:
             question = States(name, generation, left[:STATES_MAX], differs=not needs)
             answer = proving.decode_states(await self._ask(peer, question))
+            answer = self._with_whole_vector(answer)
             step = partial(
                 mending.settle, name=name, generation=generation, messages=answer.events,
                 theirs=answer.vector, needs=needs,
@@ -395,6 +407,11 @@ class Verifier:
                 needs = {key[2]: damaged[key].needs for key in keys}
                 with suppress(LinkBroken, msgspec.MsgspecError):
                     await self._mend(peer, name, generation, [key[2] for key in keys], needs)
+
+    def _with_whole_vector(self, answer: Answer) -> Answer:
+        """Vectors travel without closed origins."""
+        whole = self._peers.closings.expand(answer.vector)
+        return msgspec.structs.replace(answer, vector=whole)
 
     async def _ask(self, peer: Peer, question: proving.Question) -> bytes:
         """A node's answer; raises ``LinkBroken``."""
@@ -473,7 +490,7 @@ class Verifier:
                     "databases": {
                         name: {
                             "state": verdict.state,
-                            "vector": in_hex(verdict.vector),
+                            "vector": in_hex(self._peers.closings.compact(verdict.vector)),
                             "left_out": verdict.left_out,
                         }
                         for name, verdict in one.databases.items()

@@ -20,7 +20,7 @@ from divandb.cluster.proving import (
     WholeAnswer,
 )
 from divandb.errors import BadRequest, Busy
-from divandb.store import changes, file, proofs
+from divandb.store import changes, endings, file, proofs
 from divandb.store.file import Connection, Disk
 
 CACHE_BYTES = 2 * 2**20
@@ -89,7 +89,11 @@ class Witness:
 
 def answer_to(connection: Connection, question: Question) -> Any:
     """What this file says; a transaction of the caller's holds one snapshot."""
-    vector = changes.vector(connection)
+    closings = endings.load(connection)
+    vector = closings.compact(changes.vector(connection))
+    if isinstance(question, Whole | Stretch):
+        whole = closings.expand(question.vector)
+        question = msgspec.structs.replace(question, vector=whole)
     if isinstance(question, Everything):
         return _everything(connection, question, vector)
     if isinstance(question, Whole):

@@ -30,6 +30,9 @@ from divandb.httpd.forward import BEHIND, PASSED_ON
 from divandb.httpd.services import Services
 from divandb.httpd.standing import FORWARDED, Standing
 
+STATUS = "/_divan/status"
+"""What a node that was removed still answers."""
+
 
 class App:
     """The ASGI application."""
@@ -70,6 +73,8 @@ class App:
         answering: "_Answering",
     ) -> None:
         scope["path"] = path_of(scope)
+        if scope["path"] != STATUS:
+            self._services.peers.check_removed()
         if scope["method"] == "OPTIONS":
             answer = cors.preflight(self._services.settings, headers)
             if answer is not None:
@@ -120,6 +125,7 @@ class App:
         holder = trust.holder(self._services.peers.tenure.keys, authorization)
         if holder is None:
             raise Unauthorized("This is no credential of this cluster.")
+        self._services.peers.check_member(holder[0])
         scope["divan.services"] = self._services
         scope["divan.user"] = policy.ANONYMOUS
         scope["divan.session"] = Session()

@@ -6,11 +6,12 @@ import msgspec
 from starlette.responses import Response
 
 from divandb.auth import policy
-from divandb.cluster import messages
+from divandb.cluster import messages, removal
 from divandb.cluster.messages import Candidacy
 from divandb.errors import BadRequest, NotFound
 from divandb.httpd import respond
 from divandb.httpd.call import Call, RouteTable, whole
+from divandb.telemetry import rfc3339
 
 FRAMES = "application/vnd.divandb.frames"
 MESSAGE = "application/msgpack"
@@ -26,11 +27,20 @@ async def status(call: Call) -> Response:
 async def beyond(call: Call) -> Response:
     """``POST /_divan/beyond``: a vector in, frames of Write Events out. For nodes."""
     call.peer()
+    return respond.stream(call.services.give(await _vector(call)), FRAMES)
+
+
+async def _vector(call: Call) -> dict[int, int]:
     try:
-        vector = messages.decode_vector(await call.body())
+        return messages.decode_vector(await call.body())
     except msgspec.MsgspecError:
         raise BadRequest("The body must be a vector in MessagePack.") from None
-    return respond.stream(call.services.give(vector), FRAMES)
+
+
+async def passed(call: Call) -> Response:
+    """``POST /_divan/passed``: who of this node's group contains a vector? For nodes."""
+    call.peer()
+    return _message(call.services.peers.passing(await _vector(call)))
 
 
 async def grant(call: Call) -> Response:
@@ -59,6 +69,23 @@ async def demote(call: Call) -> Response:
     _check_operator(call)
     owner = await call.services.failover.demote()
     return respond.json({"ok": True, "owner": owner})
+
+
+async def remove(call: Call) -> Response:
+    """``POST /_divan/remove``: a node is a member no more. For admins and nodes."""
+    _check_operator(call)
+    body = await call.json_object()
+    name, is_forced = body.get("node"), body.get("force", False)
+    if not isinstance(name, str) or not isinstance(is_forced, bool):
+        raise BadRequest('The body must be {"node": NAME, "force": true or false}.')
+    services = call.services
+    if name not in services.peers.removed:
+        now = services.clock.monotonic()
+        own = services.progress.vector
+        removal.check(services.peers, own, name, now, is_forced=is_forced)
+        at = rfc3339(services.clock.wall_ms())
+        await call.entry.remove_member(name, msgspec.json.encode({"at": at}))
+    return respond.json({"ok": True, "removed": name})
 
 
 async def receipts(call: Call) -> Response:
@@ -100,10 +127,12 @@ async def blob(call: Call) -> Response:
 ROUTES: RouteTable = [
     ("/_divan/status", {"GET": status}),
     ("/_divan/beyond", {"POST": beyond}),
+    ("/_divan/passed", {"POST": passed}),
     ("/_divan/grant", {"POST": grant}),
     ("/_divan/leave", {"POST": leave}),
     ("/_divan/promote", {"POST": promote}),
     ("/_divan/demote", {"POST": demote}),
+    ("/_divan/remove", {"POST": remove}),
     ("/_divan/receipts", {"GET": receipts}),
     ("/_divan/blob/{hex}/{chunk}", {"GET": blob}),
 ]

@@ -45,6 +45,7 @@ class Lane:
         self._find = services.catalog.find
         self._winner = services.replica.winner
         self._standing = services.standing
+        self._peers = services.peers
         self._contains = services.progress.contains
         self._known_header = services.authenticator.known_header
         self._no_headers: object = None
@@ -63,7 +64,7 @@ class Lane:
         """The whole answer to ``GET /{db}/{doc}`` (to HEAD without ``body``); ``token`` says what
         this connection wrote before.
         """
-        if token is not None and not self._contains(token.vector):
+        if self._peers.is_removed or (token is not None and not self._contains(token.vector)):
             return None
         target = self._target(url, headers, address)
         if target is None:
@@ -92,7 +93,7 @@ class Lane:
 
     def takes_write(self, url: bytes, headers: Headers) -> bool:
         """May this PUT come here once its body is whole?"""
-        if b"?" in url or b"%" in url or b"/_" in url:
+        if b"?" in url or b"%" in url or b"/_" in url or self._peers.is_removed:
             return False
         length = -1
         for name, value in headers:

@@ -68,6 +68,8 @@ class PeerLane:
 
         def carry_out(body: bytes, done: Done) -> bool:
             try:
+                self._services.peers.check_member(holder[0])
+                self._services.peers.check_removed()
                 work(holder, body, done)
             except DivanError as refusal:
                 return _refuse(done, refusal)

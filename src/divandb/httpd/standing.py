@@ -147,8 +147,10 @@ class Standing:
             if not wants_token:
                 found.append(("divan-session", text))
         if wants_token:
-            shown = session.needs.joined(Token(dict(self._contained()), slots))
-            shown = shown.joined(self.token_of(session))
+            contained = self._contained()  # before ends are looked at, which may be more by then
+            contained = self._progress.closings.compact(contained)
+            shown = session.needs.joined(Token(contained, slots))
+            shown = self._fewer(shown.joined(self.token_of(session)))
             found.append(("divan-session", sessions.text(shown.vector, shown.slots)))
         return found
 
@@ -156,12 +158,19 @@ class Standing:
         """What the request wrote."""
         if not session.written:
             return NOTHING
-        vector = dict(self._progress.newest(session.written))
+        vector = self._progress.closings.fewer(self._progress.newest(session.written))
         slots = self._progress.slots
         return Token(vector, {origin: slots.get(origin, session.slot) for origin in vector})
+
+    def _fewer(self, token: Token) -> Token:
+        """The same with no more entries than it needs: some origins have been closed since."""
+        vector = self._progress.closings.fewer(token.vector)
+        slots = {**token.slots, **self._progress.slots}
+        return Token(vector, {origin: slots.get(origin, "") for origin in vector})
 
     def note(self, scope: Scope, session: Session) -> None:
         """The connection's next requests see what this one wrote, token or not."""
         connection = scope.get("divan.connection")
         if connection is not None and session.written and not self.is_alone:
-            connection.token = (connection.token or NOTHING).joined(self.token_of(session))
+            token = (connection.token or NOTHING).joined(self.token_of(session))
+            connection.token = self._fewer(token)

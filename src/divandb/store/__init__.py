@@ -7,6 +7,8 @@ outbox          this node's writes as Write Events
 arrivals        other nodes' writes, into the file
 positions       how far boards were read
 succession      what is needed when the slot changes hands
+endings         where origins ended
+membership      who is a member no more
 catchup         what lies beyond a vector
 snapshot        a copy of the file for another node
 writer          the one thread that writes, and the group commit

@@ -312,7 +312,7 @@ def _take_register(
     if event.database and database is None:
         return
     if arrived.kind == registers.LOCAL and database is not None:
-        missing = _missing(ledger.vector, arrived.seen)
+        missing = _missing(ledger, arrived.seen)
         if missing is not None:
             _have_wait(ledger, database.num, event, arrived, missing)
             return
@@ -326,11 +326,13 @@ def _take_register(
 # wait is found by one of the writes that are missing: when that comes, the next is looked for.
 
 
-def _missing(vector: Vector, seen: Vector) -> tuple[int, int] | None:
-    """One of the writes in ``seen`` that ``vector`` does not cover."""
-    for origin, oseq in seen.items():
-        if vector.get(origin, 0) < oseq:
-            return origin, oseq
+def _missing(ledger: Ledger, seen: Vector) -> tuple[int, int] | None:
+    """One of the writes in ``seen`` that are not contained here."""
+    # What it means by what it does not name is known once all that it names is here.
+    for needs in (seen, ledger.ends().expand(seen)):
+        for origin, oseq in needs.items():
+            if ledger.vector.get(origin, 0) < oseq:
+                return origin, oseq
     return None
 
 
@@ -364,7 +366,7 @@ def release_waiting(ledger: Ledger) -> None:
     """Show the `_local` documents whose last missing write has come in this transaction."""
     for num, key, data in list(_reached(ledger)):
         event, arrived = _register_in(data)
-        missing = _missing(ledger.vector, arrived.seen)
+        missing = _missing(ledger, arrived.seen)
         if missing is not None:
             ledger.connection.execute(
                 "UPDATE waiting SET origin = ?, oseq = ? WHERE db = ? AND key = ?",

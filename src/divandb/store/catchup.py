@@ -1,5 +1,7 @@
 """What lies beyond a vector: the one way in which nodes make up for what they missed.
 
+Vectors are whole here, on both sides: who has missed something may have missed an end, too.
+
 ``beyond`` reads, in one snapshot, everything that holds a write which the asker's vector does not
 cover, and the snapshot's own vector last: only whoever has taken all of it may say that it contains
 that much (Rule 4). Marks tell where in each database to begin, so that the answer to a small gap is
@@ -12,6 +14,7 @@ from typing import Any
 import msgspec
 
 from divandb import event as events
+from divandb.closings import Closings
 from divandb.cursor import Cursor
 from divandb.event import (
     Creation,
@@ -22,11 +25,11 @@ from divandb.event import (
     Payload,
     RegisterValue,
 )
-from divandb.store import arrivals, blobs, changes, databases, documents
+from divandb.store import arrivals, blobs, changes, databases, documents, endings
 from divandb.store.databases import Database
 from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
-from divandb.vector import Vector, covers
+from divandb.vector import Vector, contains, covers
 
 ROWS_A_READ = 256
 Slots = dict[Origin, str]
@@ -47,9 +50,11 @@ def beyond(connection: Connection, vector: Vector) -> Iterator[bytes | End]:
             {origin: contained for origin, _, contained in rows},
             {origin: slot for origin, slot, _ in rows},
         )
+        closings = endings.load(connection)
         for database in databases.load_all(connection):
-            yield from _database(connection, database, vector)
-        yield from _registers(connection, databases.load_all(connection), end.vector)
+            yield from _database(connection, database, vector, closings)
+        seen = closings.compact(end.vector)
+        yield from _registers(connection, databases.load_all(connection), seen, vector)
         held: Any = connection.execute("SELECT event FROM waiting ORDER BY db, key").fetchall()
         for (waiting,) in held:
             # Completes nothing here: ``End`` does.
@@ -67,12 +72,14 @@ def finish(ledger: Ledger, end: End) -> None:
     ledger.mark_touched()
 
 
-def _database(connection: Connection, database: Database, vector: Vector) -> Iterator[bytes]:
+def _database(
+    connection: Connection, database: Database, vector: Vector, closings: Closings
+) -> Iterator[bytes]:
     yield _event(database, events.CREATED, Creation(database.options, database.created_ms))
     if database.dropped:
         yield _event(database, events.DROPPED, None)
         return
-    place = changes.place_of(connection, database, Cursor(0, 0, dict(vector)))
+    place = changes.place_of(connection, database, Cursor(0, 0, dict(vector)), lambda: closings)
     end = database.place_end
     while rows := documents.contexts_after(connection, place, end, ROWS_A_READ):
         for row_place, doc_id, context in rows:
@@ -91,13 +98,15 @@ def _document(connection: Connection, database: Database, doc_id: str) -> Iterat
 
 
 def _registers(
-    connection: Connection, known: list[Database], seen: dict[int, int]
+    connection: Connection, known: list[Database], seen: dict[int, int], vector: Vector
 ) -> Iterator[bytes]:
     by_num = {database.num: database for database in known if not database.dropped}
     rows = connection.execute("SELECT db, kind, key, value, stamp, origin, oseq FROM register")
     for db, kind, key, value, stamp, origin, oseq in rows:
         if db and db not in by_num:
             continue
+        if kind in endings.KINDS and contains(vector, (origin, oseq)):
+            continue  # there are many of them, and none ever changes
         payload = RegisterValue(kind, key, value, stamp, origin, oseq, seen)
         yield _event(by_num.get(db), events.REGISTER, payload)
 

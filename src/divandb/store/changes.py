@@ -1,10 +1,11 @@
 """Changes by place: pages for feeds, the marks behind portable cursors."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
+from divandb.closings import Closings
 from divandb.cursor import Cursor
 from divandb.merge import Document
 from divandb.store.databases import SEQ_MASK, Database
@@ -60,6 +61,8 @@ _LINES_FOR = {
 _DOC_LINES_FOR = {
     descending: _LINE.format(doc=_DOC_MEMBER, order=order) for descending, order in _ORDERS.items()
 }
+Ends = Callable[[], Closings]
+"""All ends of origins in the file, or more: what marks leave out must be known."""
 BETWEEN = b",\r\n"
 """What stands between two lines; JSON has no such bytes within a line."""
 PAGE_BYTES_MAX = 512 * 1024
@@ -224,18 +227,21 @@ def _count(connection: Connection, after: int, upto: int) -> int:
     return number
 
 
-def vector_at(connection: Connection, database: Database, seq: int) -> Vector:
-    """The vector of the last mark stored at or before ``seq``."""
+def vector_at(connection: Connection, database: Database, seq: int, known: Ends) -> Vector:
+    """The whole vector of the last mark stored at or before ``seq``; ``known`` is asked after it
+    was read.
+    """
     row: Any = connection.execute(
         "SELECT vector FROM mark WHERE db = ? AND seq <= ? ORDER BY seq DESC LIMIT 1",
         (database.num, seq),
     ).fetchone()
-    return _decode_vector(row[0]) if row else {}
+    return known().expand(_decode_vector(row[0])) if row else {}
 
 
 def vector_behind(
-    connection: Connection, database: Database, seq: int, held: Vector, had: Vector
-) -> Vector:
+    connection: Connection, database: Database, seq: int, held: Vector, had: Vector,
+    known: Ends,
+) -> Vector:  # fmt: skip
     """What a reader vouches for who has come to ``seq`` and vouched for ``had`` before.
 
     ``held`` is what the file contained before ``database`` was read. Each change behind ``seq``
@@ -245,11 +251,11 @@ def vector_behind(
     """
     if seq >= database.seq:
         return held
-    marked = vector_at(connection, database, seq)
+    marked = vector_at(connection, database, seq, known)
     # Not both together: what the mark covers of a document may stand behind ``seq`` since, moved
     # by a write that the reader has seen elsewhere. Joined, nobody would show it.
     base = marked if covers(marked, had) else had
-    upto, ahead = _first_mark(connection, database, seq, base) or (database.seq, held)
+    upto, ahead = _first_mark(connection, database, seq, base, known) or (database.seq, held)
     trees: Any = connection.execute(
         _TREES, (database.place | seq, database.place | upto, TREES_MAX + 1)
     ).fetchall()
@@ -259,12 +265,12 @@ def vector_behind(
 
 
 def _first_mark(
-    connection: Connection, database: Database, seq: int, base: Vector
+    connection: Connection, database: Database, seq: int, base: Vector, known: Ends
 ) -> tuple[int, Vector] | None:
     """(seq, vector) of the first mark behind ``seq`` that covers ``base``, if it is near."""
     rows: Any = connection.execute(_NEXT_MARKS, (database.num, seq))
     for found, packed in rows:
-        vector = _decode_vector(packed)
+        vector = known().expand(_decode_vector(packed))
         if covers(vector, base):
             return found, vector
     return None
@@ -276,8 +282,9 @@ def vector(connection: Connection) -> dict[int, int]:
     return dict(rows)
 
 
-def place_of(connection: Connection, database: Database, cursor: Cursor) -> int:
-    """A place before which a reader with this cursor has seen everything, on this numbering.
+def place_of(connection: Connection, database: Database, cursor: Cursor, known: Ends) -> int:
+    """A place before which a reader with this cursor has seen everything, on this numbering. Its
+    vector is whole.
 
     Marks only grow, so the last one that the cursor covers is found by halving.
     """
@@ -290,7 +297,7 @@ def place_of(connection: Connection, database: Database, cursor: Cursor) -> int:
     low, high = 0, len(seqs)
     while low < high:
         middle = (low + high) // 2
-        if covers(cursor.vector, vector_at(connection, database, seqs[middle])):
+        if covers(cursor.vector, vector_at(connection, database, seqs[middle], known)):
             low = middle + 1
         else:
             high = middle

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from divandb.clock import HybridClock, Rng
-from divandb.store import databases
+from divandb.closings import Closings
+from divandb.store import databases, endings
 from divandb.store.blobs import Sums
 from divandb.store.databases import EMPTY_DIGEST, Database
 from divandb.store.file import Connection
@@ -21,6 +22,7 @@ from divandb.store.tally import Scan
 from divandb.vector import Dot, Origin, Vector, covers
 
 MARK_CHANGES_MAX = 100
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Kind(enum.IntEnum):
@@ -72,6 +74,10 @@ class Ledger:
         self._hlc = hlc
         self._rng = rng
         self.origin: Origin | None = None
+        self.closings: Closings
+        """All ends of origins in the file, and perhaps in the transaction under way. Set on the
+        writer's thread before they are committed, read on any.
+        """
         self.alarms = Alarms()
         self.unmet_blobs = 0
         """How often since the start a revision came before the bytes of its attachment. Set on the
@@ -96,6 +102,8 @@ class Ledger:
         ).fetchall()
         self.vector: dict[Origin, int] = {origin: contained for origin, contained, _, _ in rows}
         self.reached: dict[Origin, int] = {origin: reached for origin, _, reached, _ in rows}
+        self.closings = endings.load(self.connection)
+        self._has_more_ends = False
         self.databases = {row.num: row for row in databases.load_all(self.connection)}
         self.register = databases.newest(list(self.databases.values()))
         self.changes = no_changes()
@@ -127,6 +135,7 @@ class Ledger:
 
     def commit(self) -> Changes:
         """Write the rows that every commit writes, make all durable, and say what changed."""
+        self.ends()
         self._write_outbox()
         for num in self._touched:
             databases.update(self.connection, self.databases[num])
@@ -155,6 +164,17 @@ class Ledger:
             self.connection.execute("ROLLBACK")
         self._load()
 
+    def hear_of_end(self) -> None:
+        """The transaction under way has stored an end of an origin."""
+        self._has_more_ends = True
+
+    def ends(self) -> Closings:
+        """All ends by now; on the writer's thread."""
+        if self._has_more_ends:
+            self.closings = endings.load(self.connection)
+            self._has_more_ends = False
+        return self.closings
+
     def stamp(self, after: int = 0) -> int:
         """A hybrid-logical-clock time above every earlier one and above ``after``."""
         return self._hlc.stamp(after)
@@ -165,12 +185,16 @@ class Ledger:
 
     def next_dot(self, kind: Kind, db: int, key: str, stamp: int | None = None) -> Dot:
         """Name the next write of this origin and give it its outbox row."""
-        origin = self.origin if self.origin is not None else self._open_origin()
+        origin = self.current_origin()
         oseq = self.vector[origin] + 1
         self.vector[origin] = self.reached[origin] = oseq
         self._outbox.append((origin, oseq, kind, db, key, stamp or self._begun))
         self._wrote = True
         return (origin, oseq)
+
+    def current_origin(self) -> Origin:
+        """The origin of this run's writes; the first of them opens it."""
+        return self.origin if self.origin is not None else self._open_origin()
 
     def _open_origin(self) -> Origin:
         # Nobody continues another's origin: each run that accepts a write opens its own.
@@ -308,7 +332,7 @@ class Ledger:
         """Note that all writes the vector covers have places up to the database's newest."""
         self.connection.execute(
             "INSERT OR REPLACE INTO mark VALUES (?, ?, ?)",
-            (database.num, database.seq, msgspec.msgpack.encode(self.vector)),
+            (database.num, database.seq, _encode(self.ends().compact(self.vector))),
         )
         database.mark_seq = database.seq
 

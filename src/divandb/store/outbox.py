@@ -5,7 +5,8 @@ is read, which contains that write and perhaps later ones; marks say what each m
 (Rule 4).
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 
 from divandb import event as events
 from divandb.event import Creation, Event, Payload, RegisterValue
-from divandb.store import blobs, changes, databases, documents, registers
+from divandb.store import blobs, changes, databases, documents, endings, registers
 from divandb.store.file import Connection
 from divandb.store.ledger import Kind
 from divandb.vector import Vector
@@ -72,7 +73,7 @@ def page(connection: Connection, after: int, rows_max: int, bytes_max: int = 2**
             return Page([], after)
         # One origin a page: marks are of one origin.
         rows = [row for row in rows if row.origin == rows[0].origin]
-        seen = changes.vector(connection)
+        seen = functools.cache(lambda: endings.load(connection).compact(changes.vector(connection)))
         messages: list[bytes | Attached] = []
         mark, size, last = rows[0].oseq - 1, 0, rows[0]
         for last in _sent(rows):
@@ -138,7 +139,7 @@ def _about(row: Row) -> tuple[int, int, str]:
 
 
 def _encoded(
-    connection: Connection, row: Row, after: int, seen: Vector
+    connection: Connection, row: Row, after: int, seen: Callable[[], Vector]
 ) -> Iterator[bytes | Attached]:
     database = databases.load(connection, row.db) if row.db else None
     payload: Payload = None
@@ -157,7 +158,7 @@ def _encoded(
         held = registers.read(connection, row.db, kind, key)
         held = held or registers.Register(None, row.stamp, row.origin, row.oseq)
         payload = RegisterValue(
-            kind, key, held.value, held.stamp, held.origin, held.oseq, dict(seen)
+            kind, key, held.value, held.stamp, held.origin, held.oseq, dict(seen())
         )
     elif row.kind == Kind.CREATED and database is not None:
         payload = Creation(database.options, database.created_ms)

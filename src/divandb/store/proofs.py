@@ -19,7 +19,7 @@ import msgspec
 from divandb import event as events
 from divandb.cursor import Cursor
 from divandb.event import Creation, Event, Payload, RegisterValue
-from divandb.store import changes, databases, digests, documents, registers, soundness
+from divandb.store import changes, databases, digests, documents, endings, registers, soundness
 from divandb.store.databases import EMPTY_DIGEST, Database
 from divandb.store.file import Connection
 from divandb.vector import Vector, covers
@@ -93,7 +93,8 @@ def living(connection: Connection, name: str, generation: int) -> Database | Non
 
 def changed(connection: Connection, database: Database, vector: Vector) -> list[Held] | None:
     """All that somebody who contains ``vector`` may have otherwise; ``None`` if it is too much."""
-    place = changes.place_of(connection, database, Cursor(0, 0, dict(vector)))
+    cursor, closings = Cursor(0, 0, dict(vector)), endings.load(connection)
+    place = changes.place_of(connection, database, cursor, lambda: closings)
     rows: Any = connection.execute(
         _CHANGED, (place, database.place_end, CHANGED_MAX + 1)
     ).fetchall()

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from divandb.store import digests
+from divandb.store import digests, endings
 from divandb.store.databases import Database
 from divandb.store.file import Connection
 from divandb.store.ledger import Kind, Ledger
@@ -20,6 +20,7 @@ LOCAL = "local"
 OPTION = "option"
 SETTING = "setting"
 RECEIPT = "receipt"
+REMOVED = "removed"
 
 
 class Register(msgspec.Struct, frozen=True):
@@ -95,6 +96,8 @@ def _store(
         (num, kind, key, new.value, new.stamp, new.origin, new.oseq),
     )
     ledger.changes.registers.add((num, kind, key))
+    if kind in endings.KINDS:
+        ledger.hear_of_end()
     if database is not None:
         gone = digests.of_register(kind, key, before.value, before.stamp) if before else 0
         put = digests.of_register(kind, key, new.value, new.stamp)

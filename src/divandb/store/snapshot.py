@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 
 import apsw
 
+from divandb.closings import NONE, Closings
 from divandb.config import MIB
-from divandb.store import changes, file
+from divandb.store import changes, endings, file
 from divandb.store.file import (
     FILE_NAME,
     FORMAT,
@@ -70,6 +71,8 @@ class Standing:
     """origin → the highest write that is anywhere in the file, be it ahead of its vector or not."""
     kept_rows: int
     """Rows of the outbox, and events that could not be applied: perhaps nobody else has them."""
+    closings: Closings = dataclasses.field(default=NONE, compare=False)
+    """Ends of origins that it has heard of."""
 
 
 class Abandoned(Exception):
@@ -183,7 +186,8 @@ def _standing(connection: Connection) -> Standing:
         ahead: Any = connection.execute(_AHEAD).fetchall()
         kept: Any = connection.execute(_KEPT).fetchone()
         cluster = str(file.get_meta(connection, "cluster"))
-    return Standing(cluster, join(held, dict(ahead)), kept[0])
+        closings = endings.load(connection)
+    return Standing(cluster, join(held, dict(ahead)), kept[0], closings)
 
 
 def adopt(path: Path, *, replace: bool = False) -> None:

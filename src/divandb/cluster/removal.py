@@ -1,0 +1,46 @@
+"""May a member be removed for good? Data in, an error or nothing out.
+
+A removed node comes back only as a new one, with a copy of a file. What it has accepted as its
+slot's owner and nobody else has is lost with it: so one that is not heard of, or is known to have
+more than others, goes only if whoever asks says that he knows (``is_forced``).
+"""
+
+from divandb.cluster.peers import Peer, Peers
+from divandb.errors import NotFound, PreconditionFailed
+from divandb.vector import Vector
+
+
+def check(peers: Peers, own: Vector, name: str, now: float, *, is_forced: bool) -> None:
+    """Raises ``NotFound`` or ``PreconditionFailed`` that says why not. ``own`` is what the node
+    contains that is asked, ``now`` its monotonic clock.
+    """
+    peer = peers.find(name)
+    if name == peers.tenure.member.name:
+        raise PreconditionFailed("A node does not remove itself: ask another one.")
+    if peer is None:
+        raise NotFound(f"There is no node {name}.")
+    slot = peer.member.slot
+    owner = peers.tenure.owner_of(slot)
+    if owner is None or owner == name:
+        raise PreconditionFailed(
+            f"{name} owns {slot}: have another node of its group take it over first, "
+            f"with `divandb demote {name}`. The last node of a slot cannot be removed."
+        )
+    if not is_forced:
+        _check_lost(peers, own, peer, now)
+
+
+def _check_lost(peers: Peers, own: Vector, peer: Peer, now: float) -> None:
+    name = peer.member.name
+    ahead = sum(max(n - own.get(origin, 0), 0) for origin, n in peer.vector.items())
+    if ahead:
+        raise PreconditionFailed(
+            f"{name} has said of {ahead} writes that it has them, which are not here yet: they may "
+            "be lost with it. Wait, or remove it by force."
+        )
+    if not peers.is_live(peer):
+        heard = "never" if peer.heard is None else f"{now - peer.heard:.0f} s ago"
+        raise PreconditionFailed(
+            f"{name} does not answer (last heard of: {heard}). If it has owned its slot, it may "
+            "hold writes that nobody else has. Start it first, or remove it by force."
+        )
