@@ -218,11 +218,11 @@ async def as_master(parts: Parts, role: Role) -> AsyncIterator[None]:
         ]  # fmt: skip
         async with _running(loops):
             async with _succession(parts, role, boards, is_new=left is not None):
-                parts.tenure.serves = True
+                parts.tenure.is_ready = True
                 try:
                     yield
                 finally:
-                    parts.tenure.serves = False
+                    parts.tenure.is_ready = parts.tenure.is_leaving = False
     parts.progress.own(parts.config.slot, is_own=False)
 
 

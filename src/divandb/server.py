@@ -339,7 +339,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         stack.push_async_callback(courier.close)
         desk.elsewhere = courier.submit
         # Without boards there is no other node that might ever own the slot.
-        tenure.serves = config.board is None
+        tenure.is_ready = config.board is None
 
         def submit(job: Job) -> None:
             (desk if tenure.serves else courier).submit(job)

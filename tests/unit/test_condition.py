@@ -23,7 +23,7 @@ def inside(store: Store, **parts: Any) -> Inside:
     config = Config(Path("unused"))
     progress = Progress({}, {}, clock, "m1")
     tenure, log = Tenure(config, {}), LineLog("m1", clock)
-    tenure.serves = True
+    tenure.is_ready = True
     peers = Peers(config, tenure, progress, lambda url: None, clock, log)
     nothing = SimpleNamespace(missing=3, fetched=4, events=5, waiting_jobs=6)
     found: dict[str, Any] = {
@@ -51,7 +51,7 @@ def test_a_calm_node(tmp_path: Path) -> None:
     assert (said["role"], said["serves"]) == ("master", True)
     assert said["owners"] == {"m1": {"name": "m1", "epoch": 0, "confirmed": True}}
     waiting = inside(store, courier=SimpleNamespace(waiting_jobs=7))
-    waiting.peers.tenure.serves = False
+    waiting.peers.tenure.is_leaving = True
     assert condition(waiting)["forwarding_jobs"] == 7
     store.close()
 

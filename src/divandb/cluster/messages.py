@@ -59,6 +59,8 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     """Is the answer to name the others, too?"""
     owners: dict[str, Owner] = {}
     """Of each slot, as far as the sender knows."""
+    is_drained: bool = False
+    """Has an operator taken the sender out of service?"""
 
 
 class Order(msgspec.Struct, array_like=True):

@@ -120,6 +120,8 @@ class Peer:
         self.vector: dict[int, int] = {}
         self.load_ms = 0.0
         self.lag_ms: float | None = None
+        self.is_drained = False
+        """Has an operator taken it out of service?"""
         self.rtt_s = 0.0
         self.missing = Missing()
         self.beating: asyncio.Task[None] | None = None
@@ -185,6 +187,10 @@ class Peers:
         found = [p for p in self.all() if self.tenure.owns(p.member) and self.is_live(p)]
         return sorted(found, key=lambda peer: (peer.rtt_s, peer.member.name))
 
+    def stand_ins(self) -> list[Peer]:
+        """Others that live and serve."""
+        return [peer for peer in self.all() if self.is_live(peer) and not peer.is_drained]
+
     def is_silent(self, peer: Peer) -> bool:
         """Does it keep us waiting for an answer to a heartbeat? It may be slow or stopped."""
         silence_s = self._config.limits.forward_silence_ms / 1000
@@ -195,11 +201,13 @@ class Peers:
         those that are silent.
         """
         own = self.master_of(self._config.slot)
-        if own is not None and not own.refuses and not self.is_silent(own):
+        if own is not None and (own.refuses or own.is_drained):
+            own = None
+        if own is not None and not self.is_silent(own):
             yield own
-        others = [peer for peer in self.masters() if peer is not own]
+        others = [p for p in self.masters() if p is not own and not p.is_drained]
         yield from (peer for peer in others if not self.is_silent(peer))
-        if own is not None and not own.refuses and self.is_silent(own):
+        if own is not None and self.is_silent(own):
             yield own
         yield from (peer for peer in others if self.is_silent(peer))
 
@@ -306,6 +314,12 @@ class Peers:
             peer.beating = asyncio.create_task(self._beat(peer))
             peer.beating.add_done_callback(lambda _: peer.note_answer())
 
+    def tell_all(self) -> None:
+        """All that live hear at once of what has changed here."""
+        for peer in self.all():
+            if self.is_known(peer):
+                self.probe(peer)
+
     def _targets(self) -> list[Peer]:
         own = self.master_of(self._config.slot)
         if own is not None and self.is_live(own) and own.missed < MISSED_MAX:
@@ -382,7 +396,10 @@ class Peers:
         vector = dict(self._progress.vector)
         slots = self._progress.slots if names_all else {}
         owners = self.tenure.owners
-        return Heartbeat(vector, slots, self.load_ms, lag_ms, marks, seen, names_all, owners)
+        is_drained = self.tenure.is_drained
+        return Heartbeat(
+            vector, slots, self.load_ms, lag_ms, marks, seen, names_all, owners, is_drained
+        )
 
     def answer(self, told: Heartbeat) -> Heartbeat:
         """Another node's heartbeat: take note of it, and say ours; of others only if it asks.
@@ -415,6 +432,7 @@ class Peers:
             peer = self._take(member, seen.started_ms, as_of - seen.age_ms / 1000)
             if index == 0 and peer is not None:
                 peer.vector, peer.load_ms, peer.lag_ms = told.vector, told.load_ms, told.lag_ms
+                peer.is_drained = told.is_drained
                 teller = peer
         return teller
 
