@@ -324,7 +324,7 @@ def test_who_is_no_admin_changes_no_owner(play: Play) -> None:
     async def body(c: Cluster) -> None:
         client, replica = await with_x(c), c.group("m1")[1]
         client.user = b""
-        for path in ("promote", "demote", "grant", "leave"):
+        for path in ("promote", "demote", "drain", "grant", "leave"):
             assert (await client.post(replica, f"/_divan/{path}", {})).status == 401
         assert (await client.get(replica, "/_divan/receipts")).status == 401
         assert owner(c, "m1") is c.masters[0]
@@ -371,3 +371,54 @@ def test_a_cluster_that_starts_again_keeps_its_owners(play: Play) -> None:
         assert (await client.put(m1, "/x/d", {})).status == 201
 
     play(body, masters=2, replicas=2, limits=Limits(failover_ms=1_500))
+
+
+def test_a_master_without_replicas_is_drained_to_the_others(play: Play) -> None:
+    """What it has accepted is published, its writers go to another master, and it comes back."""
+
+    async def body(c: Cluster) -> None:
+        client = await with_x(c)
+        m1, m2 = c.masters
+        c.board.refuses = c.board.masters
+        before = await client.put(m1, "/x/before", {})
+        draining = asyncio.ensure_future(client.post(m1, "/_divan/drain", {"drained": True}))
+        await asyncio.sleep(0.5)
+        c.board.refuses = ""
+        assert (await draining).json == {"ok": True, "owner": None}
+        drain = m1.services.drain
+        await c.until(lambda: bool(drain.left()) and drain.left().is_done, 10)
+        assert (await client.put(m1, "/x/d", {})).status == 201
+        assert m2.ledger.origin in m2.row("x", "d").document.context
+        assert m2.leaves("x", "before") == [before.json["rev"]]
+        refused = await client.post(m2, "/_divan/drain", {"drained": True})
+        assert (refused.status, refused.json["error"]) == (412, "precondition_failed")
+        m1.restart()
+        await c.until(lambda: m1.up and m1.tenure.is_ready, 10)
+        assert not m1.tenure.serves
+        assert (await client.post(m1, "/_divan/drain", {"drained": False})).status == 200
+        await c.until(lambda: m1.tenure.serves, 2)
+        assert (await client.post(m1, "/_divan/drain", {"drained": 1})).status == 400
+
+    play(body, masters=2, replicas=0)
+
+
+def test_a_drained_replica_takes_nothing_over(play: Play) -> None:
+    """And keeps nobody waiting who does, though its name comes first."""
+
+    async def body(c: Cluster) -> None:
+        client = await with_x(c)
+        m1, drained, other = c.group("m1")
+        assert (await client.post(drained, "/_divan/drain", {"drained": True})).status == 200
+        await c.passes(1)
+        m1.crash()
+        began = c.loop.time()
+        await c.until(lambda: other.tenure.serves, TAKEN_OVER_S)
+        assert c.loop.time() - began < 2.0
+        assert not drained.tenure.is_owner
+        assert (await client.put(drained, "/x/d", {})).status == 201
+        assert (await client.post(drained, "/_divan/promote", {})).status == 412
+        assert (await client.post(drained, "/_divan/drain", {"drained": False})).status == 200
+        assert (await client.post(drained, "/_divan/promote", {})).status == 200
+        c.start(m1)
+
+    play(body, masters=2, replicas=2)

@@ -25,7 +25,7 @@ def promote(node: str, data: Path, url: str | None) -> None:
     The owner publishes what it has accepted and becomes a replica. If it is gone, NODE takes over
     without it, unless another master still hears of it.
     """
-    found = _posted(node, "/_divan/promote", data, url)
+    found = posted(node, "/_divan/promote", data, url, {})
     click.echo(f"{found['owner']} owns its slot, epoch {found['epoch']}")
 
 
@@ -35,7 +35,7 @@ def promote(node: str, data: Path, url: str | None) -> None:
 @options.node
 def demote(node: str, data: Path, url: str | None) -> None:
     """Have the most caught-up replica take over the slot that NODE owns."""
-    found = _posted(node, "/_divan/demote", data, url)
+    found = posted(node, "/_divan/demote", data, url, {})
     click.echo(f"{found['owner']} owns the slot now, {node} is a replica")
 
 
@@ -73,11 +73,14 @@ def _rows(receipt: dict[str, Any]) -> list[tuple[str, ...]]:
     return documents or [(*head, "-", "-", "-", "-")]
 
 
-def _posted(name: str, path: str, data: Path, url: str | None) -> dict[str, Any]:
+def posted(
+    name: str, path: str, data: Path, url: str | None, body: dict[str, Any]
+) -> dict[str, Any]:
+    """What a node answers to this body; raises ``click.ClickException``."""
     nodes = {one["name"]: one for one in collected(data, url)["nodes"]}
     if name not in nodes:
         raise click.ClickException(f"there is no node {name}")
-    return _answered(nodes[name], path, authorization_of(data, url), b"{}")
+    return _answered(nodes[name], path, authorization_of(data, url), msgspec.json.encode(body))
 
 
 def _answered(

@@ -376,6 +376,10 @@ class Failover:
     def _stay(self) -> None:
         self._tenure.is_leaving = False
 
+    def can_leave(self) -> bool:
+        """Is there a replica of the group that could take over?"""
+        return bool(self._stand_ins())
+
     async def demote(self) -> str:
         """Have the most caught-up live replica take over; its name.
 

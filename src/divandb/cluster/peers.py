@@ -122,6 +122,8 @@ class Peer:
         self.lag_ms: float | None = None
         self.is_drained = False
         """Has an operator taken it out of service?"""
+        self.has_door = False
+        """Has it a place on a clients' port?"""
         self.rtt_s = 0.0
         self.missing = Missing()
         self.beating: asyncio.Task[None] | None = None
@@ -157,6 +159,8 @@ class Peers:
         self._known: dict[str, Peer] = {}
         self.load_ms = 0.0
         """How late the event loop is."""
+        self.has_door = False
+        """Has this node a place on a clients' port?"""
         self.is_hasty: Callable[[], bool] = lambda: False
         """Is the board known to bring nothing just now?"""
         self.is_fed: Callable[[], bool] = lambda: False
@@ -396,10 +400,10 @@ class Peers:
         vector = dict(self._progress.vector)
         slots = self._progress.slots if names_all else {}
         owners = self.tenure.owners
-        is_drained = self.tenure.is_drained
         return Heartbeat(
-            vector, slots, self.load_ms, lag_ms, marks, seen, names_all, owners, is_drained
-        )
+            vector, slots, self.load_ms, lag_ms, marks, seen, names_all, owners,
+            self.tenure.is_drained, self.has_door,
+        )  # fmt: skip
 
     def answer(self, told: Heartbeat) -> Heartbeat:
         """Another node's heartbeat: take note of it, and say ours; of others only if it asks.
@@ -432,7 +436,7 @@ class Peers:
             peer = self._take(member, seen.started_ms, as_of - seen.age_ms / 1000)
             if index == 0 and peer is not None:
                 peer.vector, peer.load_ms, peer.lag_ms = told.vector, told.load_ms, told.lag_ms
-                peer.is_drained = told.is_drained
+                peer.is_drained, peer.has_door = told.is_drained, told.has_door
                 teller = peer
         return teller
 

@@ -61,6 +61,23 @@ async def demote(call: Call) -> Response:
     return respond.json({"ok": True, "owner": owner})
 
 
+async def drain(call: Call) -> Response:
+    """``POST /_divan/drain`` with ``{"drained": true}``: this node leaves service, or with
+    ``false`` is back in it. For admins.
+    """
+    _check_operator(call)
+    asked = await call.json()
+    wanted = asked.get("drained") if isinstance(asked, dict) else None
+    if not isinstance(wanted, bool):
+        raise BadRequest('The body must be {"drained": true} or {"drained": false}.')
+    owner = None
+    if wanted:
+        owner = await call.services.drain.begin()
+    else:
+        call.services.drain.end()
+    return respond.json({"ok": True, "owner": owner})
+
+
 async def receipts(call: Call) -> Response:
     """``GET /_divan/receipts``: writes that came back with former owners. For admins."""
     _check_operator(call)
@@ -104,6 +121,7 @@ ROUTES: RouteTable = [
     ("/_divan/leave", {"POST": leave}),
     ("/_divan/promote", {"POST": promote}),
     ("/_divan/demote", {"POST": demote}),
+    ("/_divan/drain", {"POST": drain}),
     ("/_divan/receipts", {"GET": receipts}),
     ("/_divan/blob/{hex}/{chunk}", {"GET": blob}),
 ]
