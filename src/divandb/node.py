@@ -484,6 +484,7 @@ def _place(connection: Connection, source: BoardSource) -> Position | None:
 async def _running(loops: Sequence[Any]) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
+        await asyncio.sleep(0)  # one that has not begun could not be ended
         yield
     finally:
         await _ended(tasks)

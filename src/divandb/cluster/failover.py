@@ -9,7 +9,8 @@
     own        from here on ``node`` runs as master: see ``node.as_master``
 
 The owner that returns hears of the later epoch and becomes a replica. A false alarm costs a
-hand-over and nothing else; each makes the next one less likely for a while.
+hand-over and nothing else; after one, owners are given twice the time for a while. Only what more
+patience would have avoided is one: an owner that was away for longer had to be replaced.
 """
 
 import asyncio
@@ -44,10 +45,10 @@ ANSWER_S_MAX = 0.5
 """For other masters to agree."""
 LEAVE_S_MAX = 3.0
 """For the owner to publish what it has accepted, and for this node to contain it."""
-FALSE_ALARMS_MAX = 4
-"""Each doubles the time after which an owner is taken for gone."""
+PATIENCE = 2
+"""Times as long an owner is waited for after a false alarm."""
 CALM_S = 300.0
-"""After so long without one, false alarms are forgotten."""
+"""After so long without another one, a false alarm is forgotten."""
 
 Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
 T = TypeVar("T")
@@ -105,8 +106,8 @@ class Failover:
         self._clock = clock
         self._log = log
         self._gone_since: float | None = None
-        self._false_alarms = 0
-        self._alarmed_at = 0.0
+        self._alarmed_at: float | None = None
+        """When a false alarm was last noticed."""
         self._replaced: tuple[str, int, float] | None = None
         """Whom this node has replaced because it was silent, when that one was started, and the
         moment.
@@ -145,24 +146,24 @@ class Failover:
             self._written = known
 
     def _note_return(self) -> None:
-        """Was the one that was replaced only slow? Then be slower to replace the next."""
+        """Was the one that was replaced only slow? Then be more patient with the next."""
         if self._replaced is None:
             return
         name, started_ms, moment = self._replaced
         peer = self._peers.find(name)
         if peer is not None and peer.heard is not None and peer.heard > moment:
             self._replaced = None
-            if peer.started_ms == started_ms:
-                self._false_alarms = min(self._false_alarms + 1, FALSE_ALARMS_MAX)
+            away_s = peer.heard - moment
+            short_s = (PATIENCE - 1) * self._config.limits.failover_ms / 1000
+            if peer.started_ms == started_ms and away_s < short_s:
                 self._alarmed_at = self._clock.monotonic()
-                self._log.event("false alarm", replaced=name, in_a_row=self._false_alarms)
+                self._log.event("false alarm", replaced=name, back_after_s=round(away_s, 3))
 
     @property
     def _silence_s(self) -> float:
-        if self._clock.monotonic() - self._alarmed_at > CALM_S:
-            self._false_alarms = 0
-        factor: int = 2**self._false_alarms
-        return self._config.limits.failover_ms / 1000 * factor
+        alarmed = self._alarmed_at
+        is_wary = alarmed is not None and self._clock.monotonic() - alarmed <= CALM_S
+        return self._config.limits.failover_ms / 1000 * (PATIENCE if is_wary else 1)
 
     def _is_due(self) -> bool:
         """Is the owner gone, and is it this node's turn? Never that of one that was drained."""
@@ -258,12 +259,13 @@ class Failover:
         self._peers.tell_all()
 
     async def _may(self, epoch: int) -> bool:
-        """Do the masters that live agree? With none alive there is nobody to ask."""
+        """Do the other masters that live agree? With none alive there is nobody to ask."""
         asked = messages.encode(Candidacy(epoch))
         answers = await asyncio.gather(
             *(
                 self._ask(peer, GRANT, asked, messages.decode_grant, ANSWER_S_MAX)
                 for peer in self._peers.masters()
+                if peer.member.slot != self._config.slot
             )
         )
         said = [grant for grant in answers if grant is not None]

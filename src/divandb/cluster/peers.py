@@ -101,10 +101,9 @@ class Missing:
 class Peer:
     """Another node, as this one knows it."""
 
-    def __init__(self, member: Member, link: Link, pause_s: float) -> None:
-        """``pause_s`` is what is to be expected between two signs of life."""
+    def __init__(self, member: Member, link: Link, suspicion: Suspicion) -> None:
         self.member = member
-        self.suspicion = Suspicion(pause_s)
+        self.suspicion = suspicion
         self.missed = 0
         """Beats since the last answer at which one was still awaited, or had failed."""
         self.link = link
@@ -200,6 +199,10 @@ class Peers:
         silence_s = self._config.limits.forward_silence_ms / 1000
         return peer.asked is not None and self._clock.monotonic() - peer.asked >= silence_s
 
+    def speaks(self, peer: Peer) -> bool:
+        """Does it live, and answer?"""
+        return self.is_live(peer) and not self.is_silent(peer)
+
     def writers(self) -> Iterator[Peer]:
         """Masters that a write can be sent to: that of our slot first, then the closest, and last
         those that are silent.
@@ -268,8 +271,9 @@ class Peers:
         if peer is None:
             if len(self._known) >= MEMBERS_MAX:
                 return None
-            pause_s = self._config.limits.heartbeat_ms / 1000
-            peer = Peer(member, self._make_link(member.url), pause_s)
+            limits = self._config.limits
+            suspicion = Suspicion(limits.heartbeat_ms / 1000, limits.failover_ms / 1000)
+            peer = Peer(member, self._make_link(member.url), suspicion)
             self._known[member.name] = peer
             self.tenure.expect(member)
             if member.role == MASTER:
