@@ -2,8 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
-from divandb.cluster import topics
+import pytest
+
+from divandb import replica
+from divandb.cluster import estate, topics
 from divandb.config import Limits
 from tests.sim.client import Client
 from tests.sim.cluster import Cluster
@@ -241,6 +245,38 @@ def test_an_old_master_returns_with_writes_that_nobody_had(play: Play) -> None:
     play(body, masters=2, replicas=2)
 
 
+def test_a_receipt_names_every_document_however_many(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts, and readers get them in pages."""
+    monkeypatch.setattr(estate, "PART_BYTES_MAX", 1_000)
+    monkeypatch.setattr(replica, "RECEIPTS_BYTES_MAX", 2_000)
+
+    async def body(c: Cluster) -> None:
+        client = await with_x(c)
+        m1 = c.masters[0]
+        c.cut([m1], [n for n in c.nodes if n is not m1])
+        c.cut_from_board(m1)
+        made = {f"d{k}": await client.put(m1, f"/x/d{k}", {}) for k in range(60)}
+        await taken_over(c, "m1", m1)
+        c.heal()
+        await c.settled()
+        await c.passes(2)
+        await c.settled()
+        parts: list[Any] = []
+        after, pages = "", 0
+        while after is not None:
+            page = (await client.get(m1, f"/_divan/receipts?after={after}")).json
+            parts, after, pages = parts + page["receipts"], page["next"], pages + 1
+        assert [one["part"] for one in parts] == list(range(1, len(parts) + 1))
+        assert (len(parts) > 3, 1 < pages < len(parts)) == (True, True)
+        named = {one["id"]: one["revs"] for part in parts for one in part["documents"]}
+        assert named == {key: [one.json["rev"]] for key, one in made.items()}
+        assert parts[-1]["last"] - parts[0]["first"] + 1 >= len(made)
+
+    play(body, masters=2, replicas=2)
+
+
 def test_a_master_that_was_only_stopped_steps_down(play: Play) -> None:
     """A false alarm costs a hand-over; the next one takes longer to raise."""
 
@@ -315,7 +351,7 @@ def test_a_slot_changes_hands_by_request(play: Play) -> None:
         await c.passes(2)
         assert owner(c, "m1") is not last
         assert all(len(n.leaves("x", f"d{k}")) == 1 for n in c.nodes for k in range(100))
-        assert (await client.get(m1, "/_divan/receipts")).json == {"receipts": []}
+        assert (await client.get(m1, "/_divan/receipts")).json == {"receipts": [], "next": None}
 
     play(body, masters=1, replicas=2)
 

@@ -1,8 +1,10 @@
 """`divandb promote`, `demote` and `receipts`: who owns a slot, by hand, and what came back."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 import msgspec
@@ -52,14 +54,39 @@ def receipts(data: Path, url: str | None, as_json: bool) -> None:
     nodes = [one for one in collected(data, url)["nodes"] if one["up"] and "vector" in one]
     if not nodes:
         raise click.ClickException("no node answers")
-    found = _answered(nodes[0], "/_divan/receipts", authorization_of(data, url), None)
+    pages = _pages(nodes[0], authorization_of(data, url))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-    elif found["receipts"]:
-        rows = [row for receipt in found["receipts"] for row in _rows(receipt)]
-        click.echo(table([HEAD, *rows]))
-    else:
+        _print_json(pages)
+        return
+    is_empty = True
+    for found in pages:
+        rows = [row for receipt in found for row in _rows(receipt)]
+        if rows:
+            click.echo(table([HEAD, *rows]))
+            is_empty = False
+    if is_empty:
         click.echo("nothing came back")
+
+
+def _pages(node: dict[str, Any], authorization: str | None) -> Iterator[list[dict[str, Any]]]:
+    """Receipts, as many at a time as the node gives."""
+    after: str | None = ""
+    while after is not None:
+        path = f"/_divan/receipts?after={quote(after, safe='')}"
+        found = _answered(node, path, authorization, None)
+        yield found["receipts"]
+        after = found["next"]
+
+
+def _print_json(pages: Iterator[list[dict[str, Any]]]) -> None:
+    """One object, a receipt a line."""
+    click.echo('{"receipts": [', nl=False)
+    between = "\n"
+    for found in pages:
+        for one in found:
+            click.echo(between + msgspec.json.encode(one).decode(), nl=False)
+            between = ",\n"
+    click.echo("\n]}")
 
 
 def _rows(receipt: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -79,10 +79,13 @@ async def drain(call: Call) -> Response:
 
 
 async def receipts(call: Call) -> Response:
-    """``GET /_divan/receipts``: writes that came back with former owners. For admins."""
+    """``GET /_divan/receipts?after=KEY``: writes that came back with former owners, a page of
+    them. For admins.
+    """
     _check_operator(call)
-    rows = b",\n".join(call.services.replica.receipts())
-    return Response(b'{"receipts":[%b]}\n' % rows, media_type="application/json")
+    found, following = call.services.replica.receipts(call.query.get("after", ""))
+    rows, key = b",\n".join(found), msgspec.json.encode(following)
+    return Response(b'{"receipts":[%b],"next":%b}\n' % (rows, key), media_type="application/json")
 
 
 def _check_operator(call: Call) -> None:
