@@ -397,6 +397,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         failover = Failover(
             config, tenure, peers, progress, role, fetcher.fetch, execute, clock, log
         )
+        failover.succeeded = verifier.notice_group
         drain = Drain(
             tenure, failover, peers, role,
             lambda: writer.waiting_jobs + courier.waiting_jobs, lambda: outbox.rows(reading),

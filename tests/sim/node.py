@@ -549,6 +549,7 @@ def _open_front(node: Node) -> None:
         node.log,
     )  # fmt: skip
     node.tenure.is_drained = is_drained(node.folder)
+    node.failover.succeeded = node.verifier.notice_group
     drain = Drain(
         node.tenure, node.failover, node.peers, node.role,
         lambda: node.writer.waiting_jobs + courier.waiting_jobs,

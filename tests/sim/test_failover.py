@@ -64,6 +64,45 @@ def test_a_replica_takes_over_from_a_master_that_died(play: Play) -> None:
     play(body, masters=2, replicas=2)
 
 
+def test_a_new_owner_is_compared_with_its_group_at_once(play: Play) -> None:
+    """What silently differs is found when it begins to matter, not when it is its turn."""
+
+    async def body(c: Cluster) -> None:
+        client, m1 = await with_x(c), c.masters[0]
+        m1.crash()
+        new = await taken_over(c, "m1", m1)
+        began, before = c.loop.time(), new.verifier.numbers()["verify_comparisons_total"]
+        others = [n for n in c.group("m1") if n not in (new, m1)]
+        await c.until(
+            lambda: new.verifier.numbers()["verify_comparisons_total"] >= before + len(others), 6
+        )
+        assert c.loop.time() - began < new.config.limits.verify_every_s / 4
+        assert (await client.put(new, "/x/d", {})).status == 201
+        c.start(m1)
+
+    play(body, masters=2, replicas=3)
+
+
+def test_a_session_waits_little_for_what_only_a_lost_owner_has(play: Play) -> None:
+    """Nothing of it can be on its way any more, and the client's next write is taken all the same."""
+
+    async def body(c: Cluster) -> None:
+        await with_x(c)
+        client, (m1, m2) = Client(c, "session", carries="header"), c.masters
+        c.cut_from_board(m1)
+        c.cut([m1], [n for n in c.nodes if n is not m1])
+        assert (await client.put(m1, "/x/d", {})).status == 201
+        assert client.token
+        peer = m2.peers.find("m1")
+        assert peer is not None
+        await c.until(lambda: not m2.peers.speaks(peer), 2)
+        began = c.loop.time()
+        assert (await client.put(m2, "/x/e", {})).status == 201
+        assert c.loop.time() - began < 0.3
+
+    play(body, masters=2, replicas=1)
+
+
 def test_writers_do_not_notice_that_a_master_died(play: Play) -> None:
     async def body(c: Cluster) -> None:
         client, m1 = await with_x(c), c.masters[0]

@@ -130,6 +130,24 @@ def test_an_owner_that_hears_and_is_not_heard(own: Isolated) -> None:
     check(own, busy)
 
 
+def test_a_drill_cuts_a_cluster_of_its_own_apart() -> None:
+    """And leaves nothing behind. Whoever may not do that is told what is missing."""
+    done = divandb("drill", "partition", "--json", "--rounds", "1", "--pause", "2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (one,) = found["rounds"]
+    assert found["missing"] == {}
+    assert 0 < one["gap_ms"] < 1000 * GAP_S_MAX
+    assert (one["owner_after_ms"] < 1000 * TAKEN_OVER_S_MAX, one["cut_off_writes"] > 10) == (
+        True, True,
+    )  # fmt: skip
+    refused = divandb("drill", "partition", PATH="/nowhere")
+    assert (refused.returncode, "need root and the packages iproute2" in refused.stderr) == (
+        1,
+        True,
+    )
+
+
 def test_all_that_an_owner_took_alone_before_it_died_comes_back(own: Isolated) -> None:
     """Cut off from the board and all others it takes 500 writes, and is killed. A replica is made
     the owner by hand, and it returns: every document is named, and the one in conflict.

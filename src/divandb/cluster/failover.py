@@ -115,6 +115,8 @@ class Failover:
         self._claimed_at = 0.0
         self._stays: asyncio.TimerHandle | None = None
         """When this node serves again if nobody took over from it."""
+        self.succeeded: Callable[[], None] = lambda: None
+        """Told when this node has taken the slot over."""
         self._one = asyncio.Lock()
         self._written: dict[str, Owner] = {}
 
@@ -257,6 +259,7 @@ class Failover:
         self._log.event("takes over", slot=self._config.slot, epoch=epoch)
         self._tenure.learn({self._config.slot: mine})
         self._peers.tell_all()
+        self.succeeded()
 
     async def _may(self, epoch: int) -> bool:
         """Do the other masters that live agree? With none alive there is nobody to ask."""
