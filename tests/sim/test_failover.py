@@ -84,11 +84,12 @@ def test_a_new_owner_is_compared_with_its_group_at_once(play: Play) -> None:
 
 
 def test_a_session_waits_little_for_what_only_a_lost_owner_has(play: Play) -> None:
-    """Nothing of it can be on its way any more, and the client's next write is taken all the same."""
+    """Nothing of it can be on its way any more; the client's next write is taken all the same."""
 
     async def body(c: Cluster) -> None:
         await with_x(c)
         client, (m1, m2) = Client(c, "session", carries="header"), c.masters
+        await c.until(lambda: m1.ledger.origin in m2.progress.slots, 5)
         c.cut_from_board(m1)
         c.cut([m1], [n for n in c.nodes if n is not m1])
         assert (await client.put(m1, "/x/d", {})).status == 201
