@@ -78,6 +78,10 @@ class Running:
             return self.port
         return urlsplit(self.record(name)["url"]).port or 0
 
+    def address_of(self, name: str | None) -> tuple[str, int]:
+        """Where a node is, or without a name who serves clients."""
+        return "127.0.0.1", self.port_of(name)
+
     @property
     def node_pid(self) -> int:
         """The process id of the only node."""
@@ -171,8 +175,7 @@ class Running:
             sent.setdefault("content-type", "application/json")
         if admin:
             sent["authorization"] = basic(self.credentials)
-        port = self.port_of(node)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=wait_s_max)
+        connection = http.client.HTTPConnection(*self.address_of(node), timeout=wait_s_max)
         with contextlib.closing(connection):
             connection.request(method, path, body, sent)
             response = connection.getresponse()
@@ -201,6 +204,10 @@ class Cluster(Running):
     def nodes(self) -> list[str]:
         """All but the board."""
         return self.masters + self.replicas
+
+    def beside(self, name: str | None) -> contextlib.AbstractContextManager[None]:
+        """Inside, this thread is where clients of that node are."""
+        return contextlib.nullcontext()
 
     # Faults
 

@@ -123,6 +123,20 @@ def test_every_promise_names_its_test_or_says_that_there_is_none() -> None:
     assert not unproved
 
 
+TRACES = 30
+
+
+def test_every_trace_has_a_test_of_its_name() -> None:
+    table = {
+        int(row[0]): codes(row[2])
+        for row in rows(section("simulation.md", "Scenarios"))
+        if row[0].isdigit()
+    }
+    assert list(table) == list(range(1, TRACES + 1))
+    wrong = [n for n, told in table.items() if not all(f"::test_trace_{n}_" in one for one in told)]
+    assert not wrong and all(table.values())
+
+
 # HTTP
 
 

@@ -9,6 +9,7 @@ import msgspec
 from divandb.clock import Clock
 from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
+from divandb.cluster.drain import Drain
 from divandb.cluster.fetching import Fetcher
 from divandb.cluster.peers import Peer, Peers
 from divandb.cluster.progress import Progress
@@ -48,6 +49,7 @@ class Inside:
     courier: Courier
     governor: Governor
     hot: HotDocuments
+    drain: Drain
     alarms: Alarms
     reading: Connection
     clock: Clock
@@ -66,6 +68,7 @@ def condition(inside: Inside) -> dict[str, Any]:
         "slot": config.slot,
         "serves": tenure.serves,
         "removed": peers.is_removed,
+        "drain": _drain(inside.drain),
         "owners": {
             slot: {"name": one.name, "epoch": one.epoch, "confirmed": one.is_confirmed}
             for slot, one in sorted(tenure.owners.items())
@@ -101,6 +104,12 @@ def condition(inside: Inside) -> dict[str, Any]:
         "verify": inside.verifier.status(),
         "peers": [_peer(peers, peer, now) for peer in peers.all()],
     }
+
+
+def _drain(drain: Drain) -> dict[str, Any] | None:
+    """What a node that is taken out of service still has to finish."""
+    left = drain.left()
+    return None if left is None else {**dataclasses.asdict(left), "done": left.is_done}
 
 
 def _behind(own: Vector, peer: Peer | None) -> int | None:

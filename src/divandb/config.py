@@ -111,8 +111,8 @@ class Limits:
     silent_slot_ms: int = 3_000
     """A slot whose owner is silent for so long is named in ``Divan-Silent``, not in the lag."""
     failover_ms: int = 1_000
-    """A replica takes its slot over when the owner has been silent for so long. False alarms make
-    it longer for a while.
+    """A replica takes its slot over when the owner has been silent for so long. A false alarm makes
+    it twice as long for a while.
     """
     gap_patience_ms: int = 1_000
     """What a peer has and the board does not bring is asked for after this time."""

@@ -9,6 +9,8 @@
     DATA/readers.json  name → secret of those who may read the Masters' Event Board, mode 0600
     DATA/cluster.json  what runs now: a ``ClusterRecord``
 
+A node's folder has ``drained`` in it while an operator has taken it out of service.
+
 What the nodes themselves keep there belongs to ``divandb.store``.
 """
 
@@ -31,6 +33,7 @@ BOARD = "board"
 ADMIN_USER = "admin"
 PASSWORD_BYTES = 18
 LOCK_POLL_S = 0.05
+DRAINED = "drained"
 
 
 class DataDirError(Exception):
@@ -137,6 +140,19 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         pass  # it is somebody else's
     return True
+
+
+def is_drained(folder: Path) -> bool:
+    """Has an operator taken the node of this folder out of service?"""
+    return (folder / DRAINED).exists()
+
+
+def set_drained(folder: Path, drained: bool) -> None:
+    """Remember that it is, or is no more."""
+    if drained:
+        (folder / DRAINED).touch()
+    else:
+        (folder / DRAINED).unlink(missing_ok=True)
 
 
 def make_admin(data: Path, rng: Rng) -> str:

@@ -219,11 +219,11 @@ async def as_master(parts: Parts, role: Role) -> AsyncIterator[None]:
         ]  # fmt: skip
         async with _running(loops):
             async with _succession(parts, role, boards, is_new=left is not None):
-                parts.tenure.serves = True
+                parts.tenure.is_ready = True
                 try:
                     yield
                 finally:
-                    parts.tenure.serves = False
+                    parts.tenure.is_ready = parts.tenure.is_leaving = False
     parts.progress.own(parts.config.slot, is_own=False)
 
 
@@ -492,6 +492,7 @@ def _place(connection: Connection, source: BoardSource) -> Position | None:
 async def _running(loops: Sequence[Any]) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
+        await asyncio.sleep(0)  # one that has not begun could not be ended
         yield
     finally:
         await _ended(tasks)

@@ -73,15 +73,18 @@ class Sockets:
         return [self.own] if self.shared is None else [self.own, self.shared]
 
 
-async def keep_listening(pulse: Pulse, shared: socket.socket) -> None:
-    """Beat, and listen again on ``shared`` whenever the supervisor has shut it.
+async def keep_listening(
+    pulse: Pulse, shared: socket.socket, is_wanted: Callable[[], bool] = lambda: True
+) -> None:
+    """Beat, and listen again on ``shared`` whenever the supervisor has shut it, as long as this
+    child is to serve clients at all.
 
     To be run beside the server of ``shared``, once there is one; ends when it is cancelled or the
     socket is closed.
     """
     while shared.fileno() >= 0:
         pulse.beat()
-        if not is_listening(shared):
+        if is_wanted() and not is_listening(shared):
             shared.listen(BACKLOG_CONNECTIONS_MAX)
         await asyncio.sleep(BEAT_S)
 

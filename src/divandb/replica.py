@@ -45,6 +45,8 @@ __all__ = [
 
 Winner = tuple[str, int, bytes]
 CHECK_CACHE_BYTES = 2**20
+RECEIPTS_BYTES_MAX = 2**20
+"""A page of receipts."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -247,10 +249,13 @@ class Replica:
         """The names of nodes that were removed from the cluster."""
         return membership.removed(self._connection)
 
-    def receipts(self) -> list[bytes]:
-        """Receipts of writes that came back with former owners, each a JSON object."""
-        found = registers.scan(self._connection, registers.NODE, registers.RECEIPT)
-        return [value for _, value in found]
+    def receipts(self, after: str) -> tuple[list[bytes], str | None]:
+        """(receipts of writes that came back with former owners, each a JSON object; behind which
+        the next ones are).
+        """
+        return registers.page(
+            self._connection, registers.NODE, registers.RECEIPT, after, RECEIPTS_BYTES_MAX
+        )
 
     def blob(self, name: bytes, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """An attachment's stored bytes, a chunk at a time; raises ``LookupError`` if they are not

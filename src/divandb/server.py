@@ -32,6 +32,7 @@ from divandb.cluster import blobs, trust
 from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
+from divandb.cluster.drain import Drain
 from divandb.cluster.failover import Failover
 from divandb.cluster.fetching import Fetcher, Giver
 from divandb.cluster.findings import Findings
@@ -46,6 +47,7 @@ from divandb.cluster.witness import Witness
 from divandb.commands import Job
 from divandb.condition import Inside, condition
 from divandb.config import MASTER, BoardAccess, Config, TlsFiles
+from divandb.datadir import is_drained, set_drained
 from divandb.delivery import Delivery
 from divandb.entry import Entry
 from divandb.errors import DivanError, Removed
@@ -70,6 +72,7 @@ from divandb.httpd import (
 from divandb.httpd.app import App
 from divandb.httpd.authenticator import Authenticator
 from divandb.httpd.call import RouteTable
+from divandb.httpd.door import Door
 from divandb.httpd.forward import Forwarder
 from divandb.httpd.lane import Lane
 from divandb.httpd.peer_lane import PeerLane
@@ -81,7 +84,7 @@ from divandb.joining import join
 from divandb.link import Link
 from divandb.master import Master
 from divandb.node import Parts, Role
-from divandb.pulse import Sockets, keep_listening
+from divandb.pulse import Sockets, keep_listening, shut
 from divandb.replica import Replica
 from divandb.senses import Machine, Senses
 from divandb.settings import Settings
@@ -151,6 +154,7 @@ async def _serve(config: Config, sockets: Sockets) -> None:
             ),
             services,
             tls.served,
+            sockets.shared,
         )
         if config.tls != TlsFiles():
             asyncio.get_running_loop().add_signal_handler(
@@ -160,7 +164,8 @@ async def _serve(config: Config, sockets: Sockets) -> None:
         services.log.event("serving", role=config.role, data=str(config.data))
         if sockets.shared is not None:
             sockets.pulse.beat()
-            beating = keep_listening(sockets.pulse, sockets.shared)
+            door = server.door
+            beating = keep_listening(sockets.pulse, sockets.shared, lambda: not door.is_closed)
             await stack.enter_async_context(_background(beating))
         await server.serve(sockets.listening())
 
@@ -169,32 +174,66 @@ class _Server(uvicorn.Server):
     """Ends feeds before it waits for requests to end."""
 
     def __init__(
-        self, config: uvicorn.Config, services: Services, secure: ssl.SSLContext | None
+        self,
+        config: uvicorn.Config,
+        services: Services,
+        secure: ssl.SSLContext | None,
+        shared: socket.socket | None,
     ) -> None:
+        """``shared`` is the socket on the clients' port."""
         super().__init__(config)
         self._services = services
         self._secure = secure
+        self._shared = shared
+        self._at_door: asyncio.Server | None = None
+        self._opening: asyncio.Task[None] | None = None
+        drain = services.drain
+        self.door = Door(services.replica.wake_all, is_closed=drain.left() is not None)
+        self.door.listen, self.door.shut = self._open_door, self._shut_door
+        if shared is not None:
+            drain.stands_at(self.door)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen. uvicorn knows no bound on the time of a handshake."""
-        if self._secure is None:
-            await super().startup(sockets)
-            return
         await super().startup([])
+        for listener in sockets or []:
+            if listener is not self._shared:
+                await self._listen(listener, None)
+        if self._shared is not None and not self.door.is_closed:
+            await self._listen_at_door()
+
+    async def _listen(self, listener: socket.socket, door: Door | None) -> asyncio.Server:
         make: Any = self.config.http_protocol_class
         protocol = functools.partial(
             make,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
+            door=door,
         )
-        loop = asyncio.get_running_loop()
-        for listener in sockets or []:
-            server = await loop.create_server(
-                protocol, sock=listener, ssl=self._secure, backlog=self.config.backlog,
-                ssl_handshake_timeout=HANDSHAKE_S_MAX,
-            )  # fmt: skip
-            self.servers.append(server)
+        server = await asyncio.get_running_loop().create_server(
+            protocol, sock=listener, ssl=self._secure, backlog=self.config.backlog,
+            ssl_handshake_timeout=None if self._secure is None else HANDSHAKE_S_MAX,
+        )  # fmt: skip
+        self.servers.append(server)
+        return server
+
+    async def _listen_at_door(self) -> None:
+        """A copy, that can be closed: a server over a socket that was shut turns without rest."""
+        assert self._shared is not None
+        self._at_door = await self._listen(self._shared.dup(), self.door)
+
+    def _open_door(self) -> None:
+        if self._at_door is None and not self.should_exit:
+            self._opening = asyncio.ensure_future(self._listen_at_door())
+
+    def _shut_door(self) -> None:
+        server, self._at_door = self._at_door, None
+        if server is not None:
+            self.servers.remove(server)
+            server.close()
+        if self._shared is not None:
+            shut(self._shared)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM or SIGINT: no new work, and feeds give their last line."""
@@ -272,6 +311,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         )  # fmt: skip
         ledger.replacing = replica.hot.replacing
         tenure = Tenure(config, succession.owners(reading))
+        tenure.is_drained = is_drained(config.data)
         own_slot = config.slot if tenure.is_owner else None
         progress = Progress(dict(ledger.vector), ledger.slots(), clock, own_slot, ends)
         authenticator = Authenticator(
@@ -357,7 +397,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         stack.push_async_callback(courier.close)
         desk.elsewhere = courier.submit
         # Without boards there is no other node that might ever own the slot.
-        tenure.serves = config.board is None
+        tenure.is_ready = config.board is None
 
         def submit(job: Job) -> None:
             (desk if tenure.serves else courier).submit(job)
@@ -375,10 +415,15 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         failover = Failover(
             config, tenure, peers, progress, role, fetcher.fetch, execute, clock, log
         )
+        failover.succeeded = verifier.notice_group
+        drain = Drain(
+            tenure, failover, peers, role,
+            lambda: writer.waiting_jobs + courier.waiting_jobs, lambda: outbox.rows(reading),
+            functools.partial(set_drained, config.data), log,
+        )  # fmt: skip
         inside = Inside(
             config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, writer,
-            courier, governor, replica.hot,
-            ledger.alarms, reading, clock,
+            courier, governor, replica.hot, drain, ledger.alarms, reading, clock,
         )  # fmt: skip
         warming = Warming(peers, replica, governor.pace(Work.COPIES), clock)
         services = Services(
@@ -408,6 +453,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             give=giver.give,
             carry_out=desk.submit,
             failover=failover,
+            drain=drain,
             condition=lambda: condition(inside),
             is_ready=_from_then_on(lambda: _has_system_databases(catalog)),
             numbers=lambda: (

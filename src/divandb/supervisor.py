@@ -69,7 +69,7 @@ class ChildSpec:
     """Whether it gets a socket on the clients' port."""
     port: int = 0
     """Its own; 0 lets the system choose."""
-    ready_path: str = "/_up"
+    ready_path: str = "/_up?drained=true"
     """What is asked for to see that it is ready."""
 
 

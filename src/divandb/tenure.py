@@ -49,14 +49,23 @@ class Tenure:
         self._config = config
         self._spare = config.spare
         self.owners: dict[str, Owner] = dict(owners)
-        self.serves = False
-        """Are writes accepted here?"""
+        self.is_ready = False
+        """Is this node in the role of an owner, with nothing of its predecessor's left to read?"""
+        self.is_leaving = False
+        """Is another node about to take the slot over?"""
+        self.is_drained = False
+        """Has an operator taken this node out of service?"""
         self.moved = asyncio.Event()
         """Set when an owner has changed; whoever waits for it clears it."""
         self.changed: Callable[[str], None] = lambda slot: None
         """Told of each slot that another owner has, or the same in another epoch."""
         for member in (config.member, *config.seeds):
             self.expect(member)
+
+    @property
+    def serves(self) -> bool:
+        """Are writes accepted here?"""
+        return self.is_ready and not self.is_leaving and not self.is_drained
 
     def expect(self, member: Member) -> None:
         """There is such a member: a slot of which nothing else is known is its."""

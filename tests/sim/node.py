@@ -18,6 +18,7 @@ from divandb.clock import HybridClock
 from divandb.cluster import topics, trust
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
+from divandb.cluster.drain import Drain
 from divandb.cluster.failover import Failover
 from divandb.cluster.fetching import Fetcher, Giver
 from divandb.cluster.findings import Findings
@@ -39,6 +40,7 @@ from divandb.commands import (
     WriteDocuments,
 )
 from divandb.config import MASTER, REPLICA, BoardAccess, Config, Keys, Limits, Member
+from divandb.datadir import is_drained, set_drained
 from divandb.delivery import Delivery
 from divandb.entry import Entry
 from divandb.errors import DivanError
@@ -558,6 +560,13 @@ def _open_front(node: Node) -> None:
         lambda step, size_bytes: _result(node.writer.submit, step, size_bytes), node.clock,
         node.log,
     )  # fmt: skip
+    node.tenure.is_drained = is_drained(node.folder)
+    node.failover.succeeded = node.verifier.notice_group
+    drain = Drain(
+        node.tenure, node.failover, node.peers, node.role,
+        lambda: node.writer.waiting_jobs + courier.waiting_jobs,
+        lambda: outbox.rows(node.reading), functools.partial(set_drained, node.folder), node.log,
+    )  # fmt: skip
     node.entry = Entry(
         submit, node.catalog, node.replica, node.hlc, node.rng, limits, node._offload,
         node.authenticator.password_settings, needs,
@@ -575,7 +584,7 @@ def _open_front(node: Node) -> None:
         peers=node.peers, standing=node.standing, snapshots=node.shelf,
         forwarder=node.forwarder, witness=node.witness, verifier=node.verifier,
         give=node.giver.give,
-        carry_out=desk.submit, finder=None, failover=node.failover, condition=dict,
+        carry_out=desk.submit, finder=None, failover=node.failover, drain=drain, condition=dict,
         is_ready=lambda: True, numbers=dict,
     )  # fmt: skip
     node.app = App(node.services, TABLES)

@@ -2,8 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
-from divandb.cluster import topics
+import pytest
+
+from divandb import replica
+from divandb.cluster import estate, topics
 from divandb.config import Limits
 from tests.sim.client import Client
 from tests.sim.cluster import Cluster
@@ -58,6 +62,47 @@ def test_a_replica_takes_over_from_a_master_that_died(play: Play) -> None:
         assert new.ledger.origin in new.row("x", "e").document.context
 
     play(body, masters=2, replicas=2)
+
+
+def test_a_new_owner_is_compared_with_its_group_at_once(play: Play) -> None:
+    """What silently differs is found when it begins to matter, not when it is its turn."""
+
+    async def body(c: Cluster) -> None:
+        client, m1 = await with_x(c), c.masters[0]
+        m1.crash()
+        new = await taken_over(c, "m1", m1)
+        began, before = c.loop.time(), new.verifier.numbers()["verify_comparisons_total"]
+        others = [n for n in c.group("m1") if n not in (new, m1)]
+        await c.until(
+            lambda: new.verifier.numbers()["verify_comparisons_total"] >= before + len(others), 6
+        )
+        assert c.loop.time() - began < new.config.limits.verify_every_s / 4
+        assert (await client.put(new, "/x/d", {})).status == 201
+        c.start(m1)
+
+    play(body, masters=2, replicas=3)
+
+
+def test_a_session_waits_little_for_what_only_a_lost_owner_has(play: Play) -> None:
+    """Nothing of it can be on its way any more; the client's next write is taken all the same."""
+
+    async def body(c: Cluster) -> None:
+        await with_x(c)
+        client, (m1, m2) = Client(c, "session", carries="header"), c.masters
+        await c.passes(5)
+        c.cut_from_board(m1)
+        c.cut([m1], [n for n in c.nodes if n is not m1])
+        assert (await client.put(m1, "/x/d", {})).status == 201
+        assert client.token
+        peer = m2.peers.find("m1")
+        assert peer is not None
+        await c.until(lambda: not m2.peers.speaks(peer), 2)
+        began = c.loop.time()
+        assert (await client.put(m2, "/x/e", {})).status == 201
+        assert c.loop.time() - began < 0.3
+        c.mend()
+
+    play(body, masters=2, replicas=0)
 
 
 def test_writers_do_not_notice_that_a_master_died(play: Play) -> None:
@@ -241,6 +286,38 @@ def test_an_old_master_returns_with_writes_that_nobody_had(play: Play) -> None:
     play(body, masters=2, replicas=2)
 
 
+def test_a_receipt_names_every_document_however_many(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts, and readers get them in pages."""
+    monkeypatch.setattr(estate, "PART_BYTES_MAX", 1_000)
+    monkeypatch.setattr(replica, "RECEIPTS_BYTES_MAX", 2_000)
+
+    async def body(c: Cluster) -> None:
+        client = await with_x(c)
+        m1 = c.masters[0]
+        c.cut([m1], [n for n in c.nodes if n is not m1])
+        c.cut_from_board(m1)
+        made = {f"d{k}": await client.put(m1, f"/x/d{k}", {}) for k in range(60)}
+        await taken_over(c, "m1", m1)
+        c.heal()
+        await c.settled()
+        await c.passes(2)
+        await c.settled()
+        parts: list[Any] = []
+        after, pages = "", 0
+        while after is not None:
+            page = (await client.get(m1, f"/_divan/receipts?after={after}")).json
+            parts, after, pages = parts + page["receipts"], page["next"], pages + 1
+        assert [one["part"] for one in parts] == list(range(1, len(parts) + 1))
+        assert (len(parts) > 3, 1 < pages < len(parts)) == (True, True)
+        named = {one["id"]: one["revs"] for part in parts for one in part["documents"]}
+        assert named == {key: [one.json["rev"]] for key, one in made.items()}
+        assert parts[-1]["last"] - parts[0]["first"] + 1 >= len(made)
+
+    play(body, masters=2, replicas=2)
+
+
 def test_a_master_that_was_only_stopped_steps_down(play: Play) -> None:
     """A false alarm costs a hand-over; the next one takes longer to raise."""
 
@@ -315,7 +392,7 @@ def test_a_slot_changes_hands_by_request(play: Play) -> None:
         await c.passes(2)
         assert owner(c, "m1") is not last
         assert all(len(n.leaves("x", f"d{k}")) == 1 for n in c.nodes for k in range(100))
-        assert (await client.get(m1, "/_divan/receipts")).json == {"receipts": []}
+        assert (await client.get(m1, "/_divan/receipts")).json == {"receipts": [], "next": None}
 
     play(body, masters=1, replicas=2)
 
@@ -324,7 +401,7 @@ def test_who_is_no_admin_changes_no_owner(play: Play) -> None:
     async def body(c: Cluster) -> None:
         client, replica = await with_x(c), c.group("m1")[1]
         client.user = b""
-        for path in ("promote", "demote", "grant", "leave"):
+        for path in ("promote", "demote", "drain", "grant", "leave"):
             assert (await client.post(replica, f"/_divan/{path}", {})).status == 401
         assert (await client.get(replica, "/_divan/receipts")).status == 401
         assert owner(c, "m1") is c.masters[0]
@@ -371,3 +448,54 @@ def test_a_cluster_that_starts_again_keeps_its_owners(play: Play) -> None:
         assert (await client.put(m1, "/x/d", {})).status == 201
 
     play(body, masters=2, replicas=2, limits=Limits(failover_ms=1_500))
+
+
+def test_a_master_without_replicas_is_drained_to_the_others(play: Play) -> None:
+    """What it has accepted is published, its writers go to another master, and it comes back."""
+
+    async def body(c: Cluster) -> None:
+        client = await with_x(c)
+        m1, m2 = c.masters
+        c.board.refuses = c.board.masters
+        before = await client.put(m1, "/x/before", {})
+        draining = asyncio.ensure_future(client.post(m1, "/_divan/drain", {"drained": True}))
+        await asyncio.sleep(0.5)
+        c.board.refuses = ""
+        assert (await draining).json == {"ok": True, "owner": None}
+        drain = m1.services.drain
+        await c.until(lambda: bool(drain.left()) and drain.left().is_done, 10)
+        assert (await client.put(m1, "/x/d", {})).status == 201
+        assert m2.ledger.origin in m2.row("x", "d").document.context
+        assert m2.leaves("x", "before") == [before.json["rev"]]
+        refused = await client.post(m2, "/_divan/drain", {"drained": True})
+        assert (refused.status, refused.json["error"]) == (412, "precondition_failed")
+        m1.restart()
+        await c.until(lambda: m1.up and m1.tenure.is_ready, 10)
+        assert not m1.tenure.serves
+        assert (await client.post(m1, "/_divan/drain", {"drained": False})).status == 200
+        await c.until(lambda: m1.tenure.serves, 2)
+        assert (await client.post(m1, "/_divan/drain", {"drained": 1})).status == 400
+
+    play(body, masters=2, replicas=0)
+
+
+def test_a_drained_replica_takes_nothing_over(play: Play) -> None:
+    """And keeps nobody waiting who does, though its name comes first."""
+
+    async def body(c: Cluster) -> None:
+        client = await with_x(c)
+        m1, drained, other = c.group("m1")
+        assert (await client.post(drained, "/_divan/drain", {"drained": True})).status == 200
+        await c.passes(1)
+        m1.crash()
+        began = c.loop.time()
+        await c.until(lambda: other.tenure.serves, TAKEN_OVER_S)
+        assert c.loop.time() - began < 2.0
+        assert not drained.tenure.is_owner
+        assert (await client.put(drained, "/x/d", {})).status == 201
+        assert (await client.post(drained, "/_divan/promote", {})).status == 412
+        assert (await client.post(drained, "/_divan/drain", {"drained": False})).status == 200
+        assert (await client.post(drained, "/_divan/promote", {})).status == 200
+        c.start(m1)
+
+    play(body, masters=2, replicas=2)

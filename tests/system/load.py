@@ -28,6 +28,8 @@ class Known:
 
     acknowledged: list[str] = dataclasses.field(default_factory=list)
     """Revisions in the order in which they were answered."""
+    made_at: float | None = None
+    """When its first revision was answered, on the monotonic clock."""
     unsure: bool = False
     """Whether a write of it got no answer, or a 503: it may have happened."""
 
@@ -56,20 +58,24 @@ class Writer(threading.Thread):
         self.surprise: BaseException | None = None
 
     def _connected(self) -> Wire:
-        return Wire(self._cluster.port_of(self._node), self._cluster.credentials)
+        return connected(self._cluster, self._node)
 
     def run(self) -> None:
         """Write until ``finish``."""
         try:
-            due = time.monotonic()
-            while not self._done.is_set():
-                self._write()
-                due = max(due + 1 / WRITES_PER_S, time.monotonic() - 0.1)
-                self._done.wait(max(due - time.monotonic(), 0))
+            with self._cluster.beside(self._node):
+                self._go_on()
         except BaseException as surprise:
             self.surprise = surprise
         finally:
             self._wire.close()
+
+    def _go_on(self) -> None:
+        due = time.monotonic()
+        while not self._done.is_set():
+            self._write()
+            due = max(due + 1 / WRITES_PER_S, time.monotonic() - 0.1)
+            self._done.wait(max(due - time.monotonic(), 0))
 
     def finish(self) -> None:
         """Write no more."""
@@ -84,7 +90,9 @@ class Writer(threading.Thread):
         answer = self._put(doc_id, body)
         if answer is not None and answer.status == 201:
             known.acknowledged.append(answer.json["rev"])
-            self.answered_at.append(time.monotonic())
+            now = time.monotonic()
+            self.answered_at.append(now)
+            known.made_at = known.made_at or now
             return
         # Nobody knows whether it happened: such a document is left alone from here on.
         known.unsure = True
@@ -184,13 +192,19 @@ def load(cluster: Cluster, db: str, nodes: Iterable[str | None]) -> Iterator[Loa
         busy.finish()
 
 
+def connected(cluster: Cluster, node: str | None) -> Wire:
+    """A wire to a node, or to the clients' port."""
+    host, port = cluster.address_of(node)
+    return Wire(port, cluster.credentials, host=host)
+
+
 def trees_of(
     cluster: Cluster, node: str, db: str, doc_ids: Iterable[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """All leaves of these documents with their ancestry, as ``node`` has them."""
     found: dict[str, list[dict[str, Any]]] = {}
     ids = list(doc_ids)
-    with contextlib.closing(Wire(cluster.port_of(node), cluster.credentials)) as wire:
+    with contextlib.closing(connected(cluster, node)) as wire:
         for start in range(0, len(ids), GET_DOCS):
             asked = {"docs": [{"id": doc_id} for doc_id in ids[start : start + GET_DOCS]]}
             answer = wire.ask("POST", f"/{db}/_bulk_get?revs=true", asked)

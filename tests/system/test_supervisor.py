@@ -296,7 +296,7 @@ def test_who_stays_down_refuses_connections(tmp_path: Path) -> None:
 # Trace 25: stopped listeners
 
 
-def test_a_stopped_listener_gets_no_connections_until_it_wakes(tmp_path: Path) -> None:
+def test_trace_25_a_stopped_listener_gets_no_connections_until_it_wakes(tmp_path: Path) -> None:
     """Twice: what woke can be shut again."""
     with supervised("good", tmp_path, "readers") as running:
         running.ready()

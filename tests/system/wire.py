@@ -56,9 +56,10 @@ class Wire:
         credentials: str = "",
         source: str = LOCALHOST,
         wait_s_max: float = ANSWER_S_MAX,
+        host: str = LOCALHOST,
     ) -> None:
-        self._port = port
-        self._source = source
+        self._place = (host, port)
+        self._source = (source, 0) if host == LOCALHOST else None
         self._wait_s_max = wait_s_max
         self._socket: socket.socket | None = None
         self._file: _Kept | None = None
@@ -80,9 +81,7 @@ class Wire:
     def send(self, data: bytes) -> None:
         """Send bytes as they are."""
         if self._socket is None:
-            self._socket = socket.create_connection(
-                (LOCALHOST, self._port), self._wait_s_max, (self._source, 0)
-            )
+            self._socket = socket.create_connection(self._place, self._wait_s_max, self._source)
             self._file = _Kept(self._socket.makefile("rb", 0))
         self._socket.sendall(data)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from divandb.cluster.drain import Left
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress
 from divandb.condition import REASON_CHARS_MAX, REASONS_MAX, Inside, condition
@@ -24,13 +25,14 @@ def inside(store: Store, **parts: Any) -> Inside:
     config = Config(Path("unused"))
     progress = Progress({}, {}, clock, "m1")
     tenure, log = Tenure(config, {}), LineLog("m1", clock)
-    tenure.serves = True
+    tenure.is_ready = True
     peers = Peers(config, tenure, progress, lambda url: None, clock, log)
     nothing = SimpleNamespace(missing=3, fetched=4, events=5, waiting_jobs=6)
     found: dict[str, Any] = {
         "config": config, "started_ms": 1_700_000_000_123, "progress": progress, "peers": peers,
         "role": Role(), "fetcher": nothing, "gatherer": nothing, "writer": nothing,
         "shelf": SimpleNamespace(status=lambda: {"making": False}), "courier": nothing,
+        "drain": SimpleNamespace(left=lambda: None),
         "verifier": SimpleNamespace(status=lambda: {"open": 7}),
         "governor": Governor(Limits()), "hot": HotDocuments(0), "alarms": store.ledger.alarms,
         "reading": store.reader, "clock": clock,
@@ -53,8 +55,20 @@ def test_a_calm_node(tmp_path: Path) -> None:
     assert (said["role"], said["serves"]) == ("master", True)
     assert said["owners"] == {"m1": {"name": "m1", "epoch": 0, "confirmed": True}}
     waiting = inside(store, courier=SimpleNamespace(waiting_jobs=7))
-    waiting.peers.tenure.serves = False
+    waiting.peers.tenure.is_leaving = True
     assert condition(waiting)["forwarding_jobs"] == 7
+    store.close()
+
+
+def test_what_a_drained_node_still_has_to_finish(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert condition(inside(store))["drain"] is None
+    for left, is_done in ((Left(1, 0, 0), False), (Left(0, 0, 0), True)):
+        drain = SimpleNamespace(left=lambda left=left: left)
+        said = condition(inside(store, drain=drain))["drain"]
+        assert said == {
+            "connections": left.connections, "writes": 0, "unpublished": 0, "done": is_done,
+        }  # fmt: skip
     store.close()
 
 

@@ -161,7 +161,15 @@ class Node:
         known = self.known
         start = self.replica.start(known, "now" if asked.descending else asked.since)
         reader = Reader(self.replica, known, asked, chosen, start)
-        return Feed(self.services, ADMIN, known, asked, reader, FRAMES[asked.feed]())
+        return Feed(
+            self.services,
+            ADMIN,
+            known,
+            asked,
+            reader,
+            FRAMES[asked.feed](),
+            self.services.stopping.is_set,
+        )
 
     async def read(self, text: str = "", chosen: Filter = Filter()) -> dict[str, Any]:  # noqa: B008
         answer = b"".join([piece async for piece in self.feed(text, chosen).pieces()])

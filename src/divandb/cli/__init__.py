@@ -12,6 +12,7 @@ COMMANDS = {
     "verify": "divandb.cli.verify:verify",
     "promote": "divandb.cli.owners:promote",
     "demote": "divandb.cli.owners:demote",
+    "drain": "divandb.cli.drain:drain",
     "receipts": "divandb.cli.owners:receipts",
     "drill": "divandb.cli.drill:drill",
     "add": "divandb.cli.add:add",

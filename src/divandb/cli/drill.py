@@ -1,8 +1,12 @@
 """`divandb drill`: break a cluster of one's own on purpose, and see what its clients notice.
 
-A writer sends a document every 20 ms through a replica of the group whose owner is killed or
-stopped, a reader asks at the clients' port, and in the end every node is asked for every document
-that was acknowledged.
+A writer sends a document every 20 ms through a replica of the group whose owner is killed, stopped
+or cut off, a reader asks at the clients' port, and in the end every node is asked for every
+document that was acknowledged.
+
+Processes that `divandb up` runs share the machine's network: nothing can be cut between them. So a
+partition is tried with a cluster that is made for it, each process in a network of its own
+(``divandb.cli.lab``). There a second writer sits beside the owner that is cut off.
 """
 
 import base64
@@ -14,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,14 +31,17 @@ import click
 from divandb import datadir
 from divandb.cli import options
 from divandb.cli.folder import running
+from divandb.cli.lab import Lab, lab
+from divandb.cli.netns import NetnsError
 from divandb.cli.status import collected
 from divandb.cli.tables import table
 from divandb.clock import SystemClock, SystemRng
-from divandb.config import MASTER, REPLICA
+from divandb.config import MASTER, REPLICA, limits_from
 from divandb.datadir import DataDirError
 
 CLOCK = SystemClock()
-KILL, PAUSE, BOARD = "kill", "pause", "board"
+KILL, PAUSE, BOARD, PARTITION = "kill", "pause", "board", "partition"
+LAB_MASTERS, LAB_REPLICAS = 3, 1
 BEAT_S = 0.02
 """Between two writes, and between two reads."""
 BEFORE_S = 1.0
@@ -59,6 +67,11 @@ class Round:
     refused: int
     reads: int
     failed_reads: int
+    cut_off_writes: int = 0
+    """That the owner took while it was cut off."""
+
+
+Place = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Http:
@@ -88,15 +101,21 @@ class Http:
 class Beat(threading.Thread):
     """Asks one thing after another, and notes when it was answered well."""
 
-    def __init__(self, ask: Callable[[int], bool]) -> None:
+    def __init__(self, ask: Callable[[int], bool], place: Place = contextlib.nullcontext) -> None:
+        """``place``: on which host?"""
         super().__init__(daemon=True)
         self._ask = ask
+        self._place = place
         self._ends = threading.Event()
         self.good_at: list[float] = []
         self.bad = 0
 
     def run(self) -> None:
         """Until ``end``."""
+        with self._place():
+            self._beat()
+
+    def _beat(self) -> None:
         number, due = 0, CLOCK.monotonic()
         while not self._ends.is_set():
             try:
@@ -123,8 +142,12 @@ class Beat(threading.Thread):
 class Drill:
     """One kind of misfortune, again and again."""
 
-    def __init__(self, data: Path, what: str, slot: str, pause_s: float) -> None:
+    def __init__(
+        self, data: Path, what: str, slot: str, pause_s: float, lab: Lab | None = None
+    ) -> None:
+        """``lab`` is the cluster that can be cut apart."""
         self._data = data
+        self._lab = lab
         self._what = what
         self._slot = slot
         self._pause_s = pause_s
@@ -157,7 +180,8 @@ class Drill:
         via, shared = self._node(group[-1]), self._shared()
         writer = Beat(lambda n: self._write(via, f"{number}-{n}"))
         reader = Beat(lambda _: shared.ask("GET", f"/{self._db}")[0] == 200)
-        with _both(writer, reader):
+        beside = self._beside(owner, number)
+        with _all(writer, reader, *beside):
             time.sleep(BEFORE_S)
             struck = BOARD if self._what == BOARD else owner
             since, epoch = CLOCK.monotonic(), self._epoch(owner)
@@ -169,7 +193,17 @@ class Drill:
             struck, round(writer.longest_s(since) * 1000, 1), new,
             None if after_s is None else round(after_s * 1000), writer.bad,
             len(reader.good_at), reader.bad,
+            sum(at > since for one in beside for at in one.good_at),
         )  # fmt: skip
+
+    def _beside(self, owner: str, number: int) -> list[Beat]:
+        """A writer on the owner's host, which goes on there while that is cut off."""
+        lab, own = self._lab, self._node(owner)
+        if lab is None:
+            return []
+        return [
+            Beat(lambda n: self._write(own, f"{number}-beside-{n}"), lambda: lab.hosts.on(owner))
+        ]
 
     def missing(self) -> dict[str, int]:
         """Node → how many acknowledged documents it has not, once it has had time for that."""
@@ -192,17 +226,24 @@ class Drill:
 
     @contextlib.contextmanager
     def _struck(self, name: str) -> Iterator[None]:
-        """Kill it; or stop it for as long as one is inside, and for the time that was asked for."""
-        pid = self._pid(name)
-        if self._what != PAUSE:
-            os.kill(pid, signal.SIGKILL)
+        """Kill it; or stop it or cut it off for as long as one is inside, and for the time that was
+        asked for.
+        """
+        if self._what not in (PAUSE, PARTITION):
+            os.kill(self._pid(name), signal.SIGKILL)
             yield
             return
         until = CLOCK.monotonic() + self._pause_s
+        with self._stopped(name) if self._lab is None else self._lab.cut_off(name):
+            yield
+            time.sleep(max(until - CLOCK.monotonic(), 0))
+
+    @contextlib.contextmanager
+    def _stopped(self, name: str) -> Iterator[None]:
+        pid = self._pid(name)
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
-            time.sleep(max(until - CLOCK.monotonic(), 0))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -273,7 +314,7 @@ class Drill:
 
 
 @contextlib.contextmanager
-def _both(*beats: Beat) -> Iterator[None]:
+def _all(*beats: Beat) -> Iterator[None]:
     for beat in beats:
         beat.start()
     try:
@@ -284,7 +325,7 @@ def _both(*beats: Beat) -> Iterator[None]:
 
 
 @click.command()
-@click.argument("what", type=click.Choice([KILL, PAUSE, BOARD]))
+@click.argument("what", type=click.Choice([KILL, PAUSE, BOARD, PARTITION]))
 @options.data
 @options.as_json
 @click.option("--slot", default="m1", show_default=True, help="Whose owner is struck.")
@@ -296,16 +337,18 @@ def _both(*beats: Beat) -> Iterator[None]:
     default=3.0,
     show_default=True,
     metavar="SECONDS",
-    help="With `pause`: how long it is stopped.",
+    help="With `pause` and `partition`: how long it is stopped or cut off.",
 )
 def drill(what: str, data: Path, as_json: bool, slot: str, rounds: int, pause_s: float) -> None:
-    """Kill or pause the owner of a slot, or kill the board, and show what clients notice.
+    """Kill, pause or cut off the owner of a slot, or kill the board: what do clients notice?
 
-    For a cluster that `divandb up` runs on this machine. It writes to a database of its own.
+    For a cluster that `divandb up` runs on this machine; it writes to a database of its own.
+    `partition` starts a cluster for itself, in network namespaces, and needs root.
     """
     try:
-        found, missing = _carried_out(Drill(data, what, slot, pause_s), rounds, quiet=as_json)
-    except (DataDirError, OSError, http.client.HTTPException) as problem:
+        with _ready(data, what, slot, pause_s) as ready:
+            found, missing = _carried_out(ready, rounds, quiet=as_json)
+    except (DataDirError, NetnsError, OSError, http.client.HTTPException) as problem:
         raise click.ClickException(str(problem)) from None
     lost = {name: count for name, count in missing.items() if count}
     if as_json:
@@ -315,6 +358,16 @@ def drill(what: str, data: Path, as_json: bool, slot: str, rounds: int, pause_s:
         click.echo(_summary(found, lost))
     if lost:
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _ready(data: Path, what: str, slot: str, pause_s: float) -> Iterator[Drill]:
+    if what != PARTITION:
+        yield Drill(data, what, slot, pause_s)
+        return
+    with tempfile.TemporaryDirectory(prefix="divandb-drill-") as folder:
+        with lab(Path(folder), LAB_MASTERS, LAB_REPLICAS, limits_from(os.environ)) as made:
+            yield Drill(made.folder, what, slot, pause_s, made)
 
 
 def _carried_out(one: Drill, rounds: int, *, quiet: bool) -> tuple[list[Round], dict[str, int]]:
@@ -341,8 +394,10 @@ def _summary(found: list[Round], lost: dict[str, int]) -> str:
     ]  # fmt: skip
     gaps = sorted(one.gap_ms for one in found)
     middle, high = gaps[len(gaps) // 2], gaps[min(int(len(gaps) * 0.95), len(gaps) - 1)]
+    beside = sum(one.cut_off_writes for one in found)
     parts = [
         table([HEAD, *rows]),
+        *([f"writes that owners took while they were cut off: {beside}"] if beside else []),
         f"gap between acknowledged writes: p50 {middle:g} ms, p95 {high:g} ms, max {gaps[-1]:g} ms",
         *(f"{name} lacks {count} acknowledged documents" for name, count in lost.items()),
         *([] if lost else ["every node has every document that was acknowledged"]),

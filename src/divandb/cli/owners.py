@@ -1,8 +1,10 @@
 """`divandb promote`, `demote` and `receipts`: who owns a slot, by hand, and what came back."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 import msgspec
@@ -25,7 +27,7 @@ def promote(node: str, data: Path, url: str | None) -> None:
     The owner publishes what it has accepted and becomes a replica. If it is gone, NODE takes over
     without it, unless another master still hears of it.
     """
-    found = _posted(node, "/_divan/promote", data, url)
+    found = posted(node, "/_divan/promote", data, url, {})
     click.echo(f"{found['owner']} owns its slot, epoch {found['epoch']}")
 
 
@@ -35,7 +37,7 @@ def promote(node: str, data: Path, url: str | None) -> None:
 @options.node
 def demote(node: str, data: Path, url: str | None) -> None:
     """Have the most caught-up replica take over the slot that NODE owns."""
-    found = _posted(node, "/_divan/demote", data, url)
+    found = posted(node, "/_divan/demote", data, url, {})
     click.echo(f"{found['owner']} owns the slot now, {node} is a replica")
 
 
@@ -52,14 +54,39 @@ def receipts(data: Path, url: str | None, as_json: bool) -> None:
     nodes = [one for one in collected(data, url)["nodes"] if one["up"] and "vector" in one]
     if not nodes:
         raise click.ClickException("no node answers")
-    found = _answered(nodes[0], "/_divan/receipts", authorization_of(data, url), None)
+    pages = _pages(nodes[0], authorization_of(data, url))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-    elif found["receipts"]:
-        rows = [row for receipt in found["receipts"] for row in _rows(receipt)]
-        click.echo(table([HEAD, *rows]))
-    else:
+        _print_json(pages)
+        return
+    is_empty = True
+    for found in pages:
+        rows = [row for receipt in found for row in _rows(receipt)]
+        if rows:
+            click.echo(table([HEAD, *rows]))
+            is_empty = False
+    if is_empty:
         click.echo("nothing came back")
+
+
+def _pages(node: dict[str, Any], authorization: str | None) -> Iterator[list[dict[str, Any]]]:
+    """Receipts, as many at a time as the node gives."""
+    after: str | None = ""
+    while after is not None:
+        path = f"/_divan/receipts?after={quote(after, safe='')}"
+        found = _answered(node, path, authorization, None)
+        yield found["receipts"]
+        after = found["next"]
+
+
+def _print_json(pages: Iterator[list[dict[str, Any]]]) -> None:
+    """One object, a receipt a line."""
+    click.echo('{"receipts": [', nl=False)
+    between = "\n"
+    for found in pages:
+        for one in found:
+            click.echo(between + msgspec.json.encode(one).decode(), nl=False)
+            between = ",\n"
+    click.echo("\n]}")
 
 
 def _rows(receipt: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -73,11 +100,14 @@ def _rows(receipt: dict[str, Any]) -> list[tuple[str, ...]]:
     return documents or [(*head, "-", "-", "-", "-")]
 
 
-def _posted(name: str, path: str, data: Path, url: str | None) -> dict[str, Any]:
+def posted(
+    name: str, path: str, data: Path, url: str | None, body: dict[str, Any]
+) -> dict[str, Any]:
+    """What a node answers to this body; raises ``click.ClickException``."""
     nodes = {one["name"]: one for one in collected(data, url)["nodes"]}
     if name not in nodes:
         raise click.ClickException(f"there is no node {name}")
-    return _answered(nodes[name], path, authorization_of(data, url), b"{}")
+    return _answered(nodes[name], path, authorization_of(data, url), msgspec.json.encode(body))
 
 
 def _answered(

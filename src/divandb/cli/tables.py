@@ -54,6 +54,9 @@ def _process(node: dict[str, Any]) -> tuple[str, ...]:
 
 def _state(node: dict[str, Any]) -> str:
     """The state in a word; a node that fetches a peer's file is told by how far that is."""
+    drain = node.get("drain")
+    if node["up"] and drain is not None:
+        return "drained" if drain["done"] else "draining"
     copying = node.get("copying")
     if copying is None:
         return str(node["state"])

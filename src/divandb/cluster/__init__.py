@@ -7,6 +7,7 @@ messages     what nodes say to each other, as bytes
 peers        heartbeats: who is there, what they contain; what is missing here
 needs        what a session wrote elsewhere: waited for, fetched
 courier      writes on their way to a master
+drain        a node taken out of service by plan
 desk         what a master waits for before a write, and after
 fetching     catch-up from a peer
 proving      what nodes ask each other to see whether they hold the same

@@ -27,8 +27,10 @@ from divandb.vector import Vector
 
 LOOK_S = 0.25
 FRAME_BYTES_MAX = 1024 * 2**20
-DOCUMENTS_MAX = 1_000
-"""Documents that one receipt names; of more it says only the numbers of the writes."""
+PART_BYTES_MAX = 128 * 1024
+"""A receipt that names more documents than fit into this is written in parts."""
+FOUND_BYTES = 100
+"""What a document takes in a receipt besides its names."""
 
 Give = Callable[[Vector], AsyncIterator[bytes]]
 Send = Callable[[Sequence[bytes]], Awaitable[None]]
@@ -41,7 +43,7 @@ class Found(msgspec.Struct, frozen=True):
     db: str
     id: str
     revs: list[str]
-    """Its revisions that came back."""
+    """Its revisions that came back; none if all of them have been replaced since."""
     conflict: bool
     """Has it more than one leaf since that is not deleted?"""
 
@@ -60,6 +62,9 @@ class Receipt(msgspec.Struct, frozen=True):
     at: str
     """When; RFC 3339."""
     documents: list[Found]
+    part: int = 1
+    """Of a receipt that names many documents. ``last`` is in its last part what it was in the end.
+    """
 
 
 class Estate:
@@ -166,7 +171,7 @@ class Estate:
             # Until it is published, a crash must not forget that it is to be.
             left = dict(self.boarded)
             await self._execute(lambda ledger: succession.set_estate(ledger.connection, left), 0)
-        found: list[Found] = []
+        receipt = _Draft(self._slot, origin, base, self._name, rfc3339(self._clock.wall_ms()))
         batch: list[bytes] = []
         size, upto = 0, base
         vector = {**self._progress.vector, origin: base}
@@ -176,15 +181,16 @@ class Estate:
                 batch.append(events.mark(self._slot, origin, base, upto, self._stamp()))
                 break
             assert item is not None
-            found += _came_back(item, origin, base) if len(found) < DOCUMENTS_MAX else []
+            receipt.found(_came_back(item, origin, base))
             batch += fitting(item, self.message_bytes_max)
             size += len(item)
             if size >= self._batch_bytes_max:
                 await self._ship(batch)
                 batch, size = [], 0
+            if receipt.size >= PART_BYTES_MAX:
+                await self._write(receipt, self._progress.vector.get(origin, base), is_end=False)
         await self._ship(batch)
-        if self.settled.is_set():
-            await self._execute(lambda ledger: self._write(ledger, origin, base, upto, found), 0)
+        await self._write(receipt, upto, is_end=True)
         self.boarded[origin] = upto
 
     async def _ship(self, batch: list[bytes]) -> None:
@@ -194,17 +200,45 @@ class Estate:
     def _stamp(self) -> int:
         return self._clock.wall_ms() << 16
 
-    def _write(
-        self, ledger: Ledger, origin: int, first: int, last: int, found: list[Found]
-    ) -> None:
-        shown = f"{origin % 2**64:016x}"
-        receipt = Receipt(
-            self._slot, shown, first + 1, last, self._name, rfc3339(self._clock.wall_ms()), found
+    async def _write(self, receipt: "_Draft", last: int, *, is_end: bool) -> None:
+        """Write the next part, for all nodes; nothing of what a new owner found at its group."""
+        key, value = receipt.next_part(last)
+
+        def step(ledger: Ledger) -> None:
+            registers.write(ledger, None, registers.RECEIPT, key, value, ledger.stamp())
+            if is_end:
+                succession.set_estate(ledger.connection, None)
+
+        if self.settled.is_set():
+            await self._execute(step, len(value))
+
+
+class _Draft:
+    """A receipt while it is written. If that is begun again, its parts take the place of the ones
+    that there are.
+    """
+
+    def __init__(self, slot: str, origin: int, base: int, owner: str, at: str) -> None:
+        self._receipt = Receipt(slot, f"{origin % 2**64:016x}", base + 1, base, owner, at, [], 0)
+        self._found: list[Found] = []
+        self.size = 0
+        """Of the next part, in bytes, about."""
+
+    def found(self, documents: list[Found]) -> None:
+        """These came back."""
+        self._found += documents
+        self.size += sum(
+            len(one.db) + len(one.id) + sum(map(len, one.revs)) + FOUND_BYTES for one in documents
         )
-        key = f"{self._slot}/{shown}/{first + 1}"
-        value = msgspec.json.encode(receipt)
-        registers.write(ledger, None, registers.RECEIPT, key, value, ledger.stamp())
-        succession.set_estate(ledger.connection, None)
+
+    def next_part(self, last: int) -> tuple[str, bytes]:
+        """(key, value) of the register that holds the next part."""
+        one = self._receipt = msgspec.structs.replace(
+            self._receipt, last=last, documents=self._found, part=self._receipt.part + 1
+        )
+        self._found, self.size = [], 0
+        key = f"{one.slot}/{one.origin}/{one.first:016}/{one.part:08}"
+        return key, msgspec.json.encode(one)
 
 
 async def _items(
@@ -218,17 +252,18 @@ async def _items(
 
 
 def _came_back(data: bytes, origin: int, base: int) -> list[Found]:
-    """The document of this event, if a write beyond ``base`` made one of its leaves or more."""
+    """The document of this event, if the origin wrote it beyond ``base``."""
     event: Event = events.decode(data)
     if event.kind != events.DOCUMENT:
         return []
     state = events.open_payload(event, checked=True)
     assert isinstance(state, DocumentState)
-    leaves = state.document.leaves
-    revs = [leaf.rev for leaf in leaves if any(o == origin and n > base for o, n in leaf.dots)]
-    if not revs:
+    document = state.document
+    if document.context.get(origin, 0) <= base:
         return []
-    return [Found(event.database, state.id, revs, _is_conflict(state.document))]
+    leaves = document.leaves
+    revs = [leaf.rev for leaf in leaves if any(o == origin and n > base for o, n in leaf.dots)]
+    return [Found(event.database, state.id, revs, _is_conflict(document))]
 
 
 def _is_conflict(document: Document) -> bool:

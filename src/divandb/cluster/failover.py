@@ -9,12 +9,13 @@
     own        from here on ``node`` runs as master: see ``node.as_master``
 
 The owner that returns hears of the later epoch and becomes a replica. A false alarm costs a
-hand-over and nothing else; each makes the next one less likely for a while.
+hand-over and nothing else; after one, owners are given twice the time for a while. Only what more
+patience would have avoided is one: an owner that was away for longer had to be replaced.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -33,8 +34,7 @@ from divandb.telemetry import Log
 from divandb.tenure import Owner, Tenure
 from divandb.vector import Vector
 
-GRANT = f"{messages.PREFIX}/grant"
-LEAVE = f"{messages.PREFIX}/leave"
+GRANT, LEAVE, PROMOTE = "grant", "leave", "promote"
 LOOK_S = 0.1
 READY_POLL_S = 0.01
 CONFIRM_S = 1.0
@@ -45,12 +45,13 @@ ANSWER_S_MAX = 0.5
 """For other masters to agree."""
 LEAVE_S_MAX = 3.0
 """For the owner to publish what it has accepted, and for this node to contain it."""
-FALSE_ALARMS_MAX = 4
-"""Each doubles the time after which an owner is taken for gone."""
+PATIENCE = 2
+"""Times as long an owner is waited for after a false alarm."""
 CALM_S = 300.0
-"""After so long without one, false alarms are forgotten."""
+"""After so long without another one, a false alarm is forgotten."""
 
 Execute = Callable[[Callable[[Ledger], Any], int], Awaitable[Any]]
+T = TypeVar("T")
 
 
 class Place(Protocol):
@@ -105,13 +106,17 @@ class Failover:
         self._clock = clock
         self._log = log
         self._gone_since: float | None = None
-        self._false_alarms = 0
-        self._alarmed_at = 0.0
+        self._alarmed_at: float | None = None
+        """When a false alarm was last noticed."""
         self._replaced: tuple[str, int, float] | None = None
         """Whom this node has replaced because it was silent, when that one was started, and the
         moment.
         """
         self._claimed_at = 0.0
+        self._stays: asyncio.TimerHandle | None = None
+        """When this node serves again if nobody took over from it."""
+        self.succeeded: Callable[[], None] = lambda: None
+        """Told when this node has taken the slot over."""
         self._one = asyncio.Lock()
         self._written: dict[str, Owner] = {}
 
@@ -143,28 +148,29 @@ class Failover:
             self._written = known
 
     def _note_return(self) -> None:
-        """Was the one that was replaced only slow? Then be slower to replace the next."""
+        """Was the one that was replaced only slow? Then be more patient with the next."""
         if self._replaced is None:
             return
         name, started_ms, moment = self._replaced
         peer = self._peers.find(name)
         if peer is not None and peer.heard is not None and peer.heard > moment:
             self._replaced = None
-            if peer.started_ms == started_ms:
-                self._false_alarms = min(self._false_alarms + 1, FALSE_ALARMS_MAX)
+            away_s = peer.heard - moment
+            short_s = (PATIENCE - 1) * self._config.limits.failover_ms / 1000
+            if peer.started_ms == started_ms and away_s < short_s:
                 self._alarmed_at = self._clock.monotonic()
-                self._log.event("false alarm", replaced=name, in_a_row=self._false_alarms)
+                self._log.event("false alarm", replaced=name, back_after_s=round(away_s, 3))
 
     @property
     def _silence_s(self) -> float:
-        if self._clock.monotonic() - self._alarmed_at > CALM_S:
-            self._false_alarms = 0
-        factor: int = 2**self._false_alarms
-        return self._config.limits.failover_ms / 1000 * factor
+        alarmed = self._alarmed_at
+        is_wary = alarmed is not None and self._clock.monotonic() - alarmed <= CALM_S
+        return self._config.limits.failover_ms / 1000 * (PATIENCE if is_wary else 1)
 
     def _is_due(self) -> bool:
-        """Is the owner gone, and is it this node's turn?"""
-        if self._peers.is_removed:
+        """Is the owner gone, and is it this node's turn? Never that of one that was drained."""
+        if self._peers.is_removed or self._tenure.is_drained:
+            self._gone_since = None
             return False
         owner = self._peers.master_of(self._config.slot)
         own = self._tenure.own
@@ -185,12 +191,16 @@ class Failover:
         owner = self._tenure.owner_of(self._config.slot)
         live = {
             peer.member.name: peer.vector
-            for peer in self._peers.group()
-            if peer.member.name != owner and self._peers.is_live(peer) and peer.missed == 0
+            for peer in self._stand_ins()
+            if peer.member.name != owner and peer.missed == 0
         }
         candidates = {**live, self._config.name: self._progress.vector}
         names = ranked(candidates, self._progress.slots, self._config.slot)
         return names.index(self._config.name)
+
+    def _stand_ins(self) -> list[Peer]:
+        """The others of the group that could take the slot over."""
+        return [p for p in self._peers.stand_ins() if p.member.slot == self._config.slot]
 
     async def _confirm(self) -> None:
         """With the board away the slot was taken over without a claim: claim it now."""
@@ -250,19 +260,20 @@ class Failover:
         await self._execute(step, 0)
         self._log.event("takes over", slot=self._config.slot, epoch=epoch)
         self._tenure.learn({self._config.slot: mine})
-        self._tell_all()
-
-    def _tell_all(self) -> None:
-        """All that live hear of it at once."""
-        for peer in self._peers.all():
-            if self._peers.is_known(peer):
-                self._peers.probe(peer)
+        self._peers.tell_all()
+        self.succeeded()
 
     async def _may(self, epoch: int) -> bool:
-        """Do the masters that live agree? With none alive there is nobody to ask."""
-        masters = self._peers.masters()
-        grants = await asyncio.gather(*(self._ask_grant(peer, epoch) for peer in masters))
-        said = [grant for grant in grants if grant is not None]
+        """Do the other masters that live agree? With none alive there is nobody to ask."""
+        asked = messages.encode(Candidacy(epoch))
+        answers = await asyncio.gather(
+            *(
+                self._ask(peer, GRANT, asked, messages.decode_grant, ANSWER_S_MAX)
+                for peer in self._peers.masters()
+                if peer.member.slot != self._config.slot
+            )
+        )
+        said = [grant for grant in answers if grant is not None]
         refusals = [grant.refusal for grant in said if grant.refusal]
         if refusals:
             self._log.event("stays a replica", why=refusals[0])
@@ -272,17 +283,21 @@ class Failover:
             self._tenure.admit(given)
         return self._tenure.has_credentials
 
-    async def _ask_grant(self, peer: Peer, epoch: int) -> Grant | None:
+    async def _ask(
+        self, peer: Peer, what: str, body: bytes, read: Callable[[bytes], T], within_s: float
+    ) -> T | None:
+        """Another node's answer; ``None``: it refuses, or gives none in time."""
+        is_question = what == GRANT
         try:
-            reply = await asyncio.wait_for(
-                peer.link.ask(
-                    "POST", GRANT, messages.encode(Candidacy(epoch)),
-                    body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
-                ),
-                ANSWER_S_MAX,
-            )  # fmt: skip
-            return messages.decode_grant(reply.body) if reply.status == 200 else None
-        except (LinkBroken, TimeoutError, msgspec.MsgspecError):
+            async with asyncio.timeout(within_s):
+                reply = await peer.link.ask(
+                    "POST", f"{messages.PREFIX}/{what}", body,
+                    wait_s=0.0 if is_question else within_s,
+                    body_bytes_max=MESSAGE_BYTES_MAX, repeatable=is_question,
+                )  # fmt: skip
+            return read(reply.body) if reply.status == 200 else None
+        except (LinkBroken, TimeoutError, msgspec.MsgspecError) as fault:
+            self._log.event("no answer", peer=peer.member.name, asked=what, fault=repr(fault))
             return None
 
     # By hand
@@ -290,8 +305,11 @@ class Failover:
     async def promote(self) -> int:
         """Take the slot over from an owner that lives, or that is gone for certain; the epoch.
 
-        Raises ``Busy`` when the owner does not let go of it.
+        Raises ``Busy`` when the owner does not let go of it, ``PreconditionFailed`` when this node
+        was drained.
         """
+        if self._tenure.is_drained:
+            raise PreconditionFailed("This node was drained: bring it back into service first.")
         async with self._one:
             own = self._tenure.own
             epoch = own.epoch if own is not None else 0
@@ -316,16 +334,10 @@ class Failover:
 
     async def _relieve(self, owner: Peer, epoch: int) -> None:
         """Have the owner stop, and contain what it has accepted."""
-        try:
-            reply = await owner.link.ask(
-                "POST", LEAVE, messages.encode(Candidacy(epoch)),
-                wait_s=LEAVE_S_MAX, body_bytes_max=MESSAGE_BYTES_MAX,
-            )  # fmt: skip
-            left = messages.decode_left(reply.body) if reply.status == 200 else None
-        except (LinkBroken, msgspec.MsgspecError) as fault:
-            raise Busy(f"The slot's owner did not answer: {fault}.") from None
+        asked = messages.encode(Candidacy(epoch))
+        left = await self._ask(owner, LEAVE, asked, messages.decode_left, LEAVE_S_MAX)
         if left is None:
-            raise Busy("The slot's owner does not let go of it.")
+            raise Busy("The slot's owner does not let go of it, or gives no answer.")
         if left.spare is not None:
             self._tenure.admit(left.spare)
         if not await self._progress.reach(left.vector, READ_S_MAX):
@@ -359,16 +371,21 @@ class Failover:
         tenure = self._tenure
         if slot != self._config.slot or not tenure.serves:
             raise PreconditionFailed("This node does not own the slot.")
-        tenure.serves = False
+        tenure.is_leaving = True
         self._log.event("leaves", slot=slot, to=name)
-        asyncio.get_running_loop().call_later(LEAVE_S_MAX, self._serve_again)
+        if self._stays is not None:
+            self._stays.cancel()
+        self._stays = asyncio.get_running_loop().call_later(LEAVE_S_MAX, self._stay)
         await self._place.finish(READ_S_MAX)
         spare = trust.grant(tenure.keys, name, slot)
         return Left(dict(self._progress.vector), spare)
 
-    def _serve_again(self) -> None:
-        if self._tenure.is_owner:
-            self._tenure.serves = True
+    def _stay(self) -> None:
+        self._tenure.is_leaving = False
+
+    def can_leave(self) -> bool:
+        """Is there a replica of the group that could take over?"""
+        return bool(self._stand_ins())
 
     async def demote(self) -> str:
         """Have the most caught-up live replica take over; its name.
@@ -378,21 +395,11 @@ class Failover:
         """
         if not self._tenure.is_owner:
             raise PreconditionFailed("This node does not own the slot.")
-        live = {p.member.name: p.vector for p in self._peers.group() if self._peers.is_live(p)}
+        live = {peer.member.name: peer.vector for peer in self._stand_ins()}
         if not live:
             raise PreconditionFailed("No replica of the group lives that could take over.")
         for name in ranked(live, self._progress.slots, self._config.slot):
             peer = self._peers.find(name)
-            if peer is not None and await self._ask_promote(peer):
+            if peer is not None and await self._ask(peer, PROMOTE, b"", bool, 2 * LEAVE_S_MAX):
                 return name
         raise Busy("No replica of the group took over.")
-
-    async def _ask_promote(self, peer: Peer) -> bool:
-        try:
-            reply = await peer.link.ask(
-                "POST", f"{messages.PREFIX}/promote",
-                wait_s=2 * LEAVE_S_MAX, body_bytes_max=MESSAGE_BYTES_MAX,
-            )  # fmt: skip
-        except LinkBroken:
-            return False
-        return reply.status == 200

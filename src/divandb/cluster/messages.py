@@ -60,6 +60,10 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     """Is the answer to name the others, too?"""
     owners: dict[str, Owner] = {}
     """Of each slot, as far as the sender knows."""
+    is_drained: bool = False
+    """Has an operator taken the sender out of service?"""
+    has_door: bool = False
+    """Has it a place on a clients' port?"""
 
 
 class Order(msgspec.Struct, array_like=True):

@@ -103,10 +103,9 @@ class Missing:
 class Peer:
     """Another node, as this one knows it."""
 
-    def __init__(self, member: Member, link: Link, pause_s: float) -> None:
-        """``pause_s`` is what is to be expected between two signs of life."""
+    def __init__(self, member: Member, link: Link, suspicion: Suspicion) -> None:
         self.member = member
-        self.suspicion = Suspicion(pause_s)
+        self.suspicion = suspicion
         self.missed = 0
         """Beats since the last answer at which one was still awaited, or had failed."""
         self.link = link
@@ -122,6 +121,10 @@ class Peer:
         self.vector: dict[int, int] = {}
         self.load_ms = 0.0
         self.lag_ms: float | None = None
+        self.is_drained = False
+        """Has an operator taken it out of service?"""
+        self.has_door = False
+        """Has it a place on a clients' port?"""
         self.rtt_s = 0.0
         self.missing = Missing()
         self.beating: asyncio.Task[None] | None = None
@@ -157,6 +160,8 @@ class Peers:
         self._known: dict[str, Peer] = {}
         self.load_ms = 0.0
         """How late the event loop is."""
+        self.has_door = False
+        """Has this node a place on a clients' port?"""
         self.is_hasty: Callable[[], bool] = lambda: False
         """Is the board known to bring nothing just now?"""
         self.is_fed: Callable[[], bool] = lambda: False
@@ -194,21 +199,31 @@ class Peers:
         found = [p for p in self.all() if self.tenure.owns(p.member) and self.is_live(p)]
         return sorted(found, key=lambda peer: (peer.rtt_s, peer.member.name))
 
+    def stand_ins(self) -> list[Peer]:
+        """Others that live and serve."""
+        return [peer for peer in self.all() if self.is_live(peer) and not peer.is_drained]
+
     def is_silent(self, peer: Peer) -> bool:
         """Does it keep us waiting for an answer to a heartbeat? It may be slow or stopped."""
         silence_s = self._config.limits.forward_silence_ms / 1000
         return peer.asked is not None and self._clock.monotonic() - peer.asked >= silence_s
+
+    def speaks(self, peer: Peer) -> bool:
+        """Does it live, and answer?"""
+        return self.is_live(peer) and not self.is_silent(peer)
 
     def writers(self) -> Iterator[Peer]:
         """Masters that a write can be sent to: that of our slot first, then the closest, and last
         those that are silent.
         """
         own = self.master_of(self._config.slot)
-        if own is not None and not own.refuses and not self.is_silent(own):
+        if own is not None and (own.refuses or own.is_drained):
+            own = None
+        if own is not None and not self.is_silent(own):
             yield own
-        others = [peer for peer in self.masters() if peer is not own]
+        others = [p for p in self.masters() if p is not own and not p.is_drained]
         yield from (peer for peer in others if not self.is_silent(peer))
-        if own is not None and not own.refuses and self.is_silent(own):
+        if own is not None and self.is_silent(own):
             yield own
         yield from (peer for peer in others if self.is_silent(peer))
 
@@ -308,8 +323,9 @@ class Peers:
         if peer is None:
             if len(self._known) >= MEMBERS_MAX:
                 return None
-            pause_s = self._config.limits.heartbeat_ms / 1000
-            peer = Peer(member, self._make_link(member.url), pause_s)
+            limits = self._config.limits
+            suspicion = Suspicion(limits.heartbeat_ms / 1000, limits.failover_ms / 1000)
+            peer = Peer(member, self._make_link(member.url), suspicion)
             self._known[member.name] = peer
             self.tenure.expect(member)
             if member.role == MASTER:
@@ -357,6 +373,12 @@ class Peers:
             peer.asked = self._clock.monotonic()
             peer.beating = asyncio.create_task(self._beat(peer))
             peer.beating.add_done_callback(lambda _: peer.note_answer())
+
+    def tell_all(self) -> None:
+        """All that live hear at once of what has changed here."""
+        for peer in self.all():
+            if self.is_known(peer):
+                self.probe(peer)
 
     def _targets(self) -> list[Peer]:
         if self.is_removed:
@@ -439,7 +461,10 @@ class Peers:
         known = self._progress.slots if names_all else {}
         slots = {origin: known[origin] for origin in vector if origin in known}
         owners = self.tenure.owners
-        return Heartbeat(vector, slots, self.load_ms, lag_ms, marks, seen, names_all, owners)
+        return Heartbeat(
+            vector, slots, self.load_ms, lag_ms, marks, seen, names_all, owners,
+            self.tenure.is_drained, self.has_door,
+        )  # fmt: skip
 
     def answer(self, told: Heartbeat) -> Heartbeat:
         """Another node's heartbeat: take note of it, and say ours; of others only if it asks.
@@ -473,6 +498,7 @@ class Peers:
             if index == 0 and peer is not None:
                 peer.vector = self._progress.closings.expand(told.vector)
                 peer.load_ms, peer.lag_ms = told.load_ms, told.lag_ms
+                peer.is_drained, peer.has_door = told.is_drained, told.has_door
                 teller = peer
         return teller
 

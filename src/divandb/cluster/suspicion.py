@@ -12,8 +12,6 @@ PAUSES_MAX = 64
 """Pauses that are remembered."""
 SPREAD_S_MIN = 0.1
 """A process on a busy machine is late by so much now and then, however evenly it ran so far."""
-PAUSE_S_MAX = 5.0
-"""A longer pause was a failure, and says nothing of how the node lives."""
 LEVEL = 8.0
 """From here on a node is taken for gone."""
 
@@ -21,14 +19,17 @@ LEVEL = 8.0
 class Suspicion:
     """The signs of life of one node; moments are monotonic, in seconds."""
 
-    def __init__(self, pause_s: float) -> None:
-        """``pause_s`` is what is expected between two signs before any was seen."""
+    def __init__(self, pause_s: float, failure_s: float) -> None:
+        """``pause_s`` is what is expected between two signs before any was seen. A pause longer
+        than ``failure_s`` was a failure, and says nothing of how the node lives.
+        """
+        self._failure_s = failure_s
         self._pauses: deque[float] = deque([pause_s], maxlen=PAUSES_MAX)
         self._last: float | None = None
 
     def heard(self, moment: float) -> None:
         """A sign of life."""
-        if self._last is not None and 0 < moment - self._last <= PAUSE_S_MAX:
+        if self._last is not None and 0 < moment - self._last <= self._failure_s:
             self._pauses.append(moment - self._last)
         self._last = max(moment, self._last or moment)
 

@@ -188,6 +188,11 @@ class Verifier:
         self._noticed[name] = None
         self._due.set()
 
+    def notice_group(self) -> None:
+        """This node owns its slot now: see soon whether it holds what its group holds."""
+        for peer in self._peers.group():
+            self.notice(peer.member.name)
+
     def _next(self) -> Peer | None:
         partners = {peer.member.name: peer for peer in self._partners()}
         noticed, self._noticed = self._noticed, {}
@@ -195,6 +200,8 @@ class Verifier:
             peer = next((p for p in self._peers.live() if p.member.name == name), None)
             if peer is not None:
                 self._noticed = {other: None for other in noticed if other != name}
+                if self._noticed:
+                    self._due.set()
                 return peer
         found = sorted(partners, key=lambda name: (self._tried.get(name, -1.0), name))
         return partners[found[0]] if found else None

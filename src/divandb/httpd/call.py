@@ -69,6 +69,13 @@ class Call:
         """Did the request come over TLS?"""
         return self.request.url.scheme == "https"
 
+    @property
+    def is_ending(self) -> bool:
+        """Does the node stop, or this connection after its answer?"""
+        connection = self.request.scope.get("divan.connection")
+        is_leaving = connection is not None and connection.is_leaving
+        return self.services.stopping.is_set() or is_leaving
+
     def own_url(self, path: str) -> str:
         """``path`` as a URL of this server; never one of another host."""
         return "/" + path.lstrip("/\\")

@@ -207,7 +207,7 @@ async def changes(call: Call) -> Response:
     if call.method == "HEAD":
         return Response(headers=headers)
     reader = Reader(replica, known, wanted, chosen, start)
-    feed = Feed(call.services, call.user, known, wanted, reader, frame)
+    feed = Feed(call.services, call.user, known, wanted, reader, frame, lambda: call.is_ending)
     return await pieces.answer(feed.pieces(), frame.media_type, headers, live=wanted.live)
 
 

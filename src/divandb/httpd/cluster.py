@@ -88,11 +88,31 @@ async def remove(call: Call) -> Response:
     return respond.json({"ok": True, "removed": name})
 
 
-async def receipts(call: Call) -> Response:
-    """``GET /_divan/receipts``: writes that came back with former owners. For admins."""
+async def drain(call: Call) -> Response:
+    """``POST /_divan/drain`` with ``{"drained": true}``: this node leaves service, or with
+    ``false`` is back in it. For admins.
+    """
     _check_operator(call)
-    rows = b",\n".join(call.services.replica.receipts())
-    return Response(b'{"receipts":[%b]}\n' % rows, media_type="application/json")
+    asked = await call.json()
+    wanted = asked.get("drained") if isinstance(asked, dict) else None
+    if not isinstance(wanted, bool):
+        raise BadRequest('The body must be {"drained": true} or {"drained": false}.')
+    owner = None
+    if wanted:
+        owner = await call.services.drain.begin()
+    else:
+        call.services.drain.end()
+    return respond.json({"ok": True, "owner": owner})
+
+
+async def receipts(call: Call) -> Response:
+    """``GET /_divan/receipts?after=KEY``: writes that came back with former owners, a page of
+    them. For admins.
+    """
+    _check_operator(call)
+    found, following = call.services.replica.receipts(call.query.get("after", ""))
+    rows, key = b",\n".join(found), msgspec.json.encode(following)
+    return Response(b'{"receipts":[%b],"next":%b}\n' % (rows, key), media_type="application/json")
 
 
 def _check_operator(call: Call) -> None:
@@ -133,6 +153,7 @@ ROUTES: RouteTable = [
     ("/_divan/promote", {"POST": promote}),
     ("/_divan/demote", {"POST": demote}),
     ("/_divan/remove", {"POST": remove}),
+    ("/_divan/drain", {"POST": drain}),
     ("/_divan/receipts", {"GET": receipts}),
     ("/_divan/blob/{hex}/{chunk}", {"GET": blob}),
 ]

@@ -508,8 +508,11 @@ class Feed:
         wanted: Wanted,
         reader: Reader,
         frame: Frame,
+        is_to_end: Callable[[], bool],
     ) -> None:
+        """``is_to_end``: does the node stop, or the connection?"""
         self._services = services
+        self._is_to_end = is_to_end
         self._user = user
         self._replica: Replica = services.replica
         self._known = known
@@ -582,7 +585,7 @@ class Feed:
 
     def _is_finished(self) -> bool:
         wanted, left = self._wanted, self._reader.left
-        if self._over or wanted.descending or self._services.stopping.is_set():
+        if self._over or wanted.descending or self._is_to_end():
             return True
         return left < wanted.limit if wanted.feed == "longpoll" else left == 0
 

@@ -42,7 +42,11 @@ async def welcome(call: Call) -> Response:
 
 
 async def up(call: Call) -> Response:
-    """``GET /_up``: 404 until everything is here that a cluster has from the beginning."""
+    """``GET /_up``: 404 until everything is here that a cluster has from the beginning, and while
+    the node is drained (but with ``?drained=true``).
+    """
+    if call.services.drain.left() is not None and not call.flag("drained"):
+        return respond.json({"status": "maintenance_mode", "seeds": {}}, 404)
     if not call.services.is_ready():
         return respond.json({"status": "starting", "seeds": {}}, 404)
     return respond.json({"status": "ok", "seeds": {}})

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from divandb.cluster.sessions import Token
 from divandb.errors import BadRequest, Busy, DivanError, TooLarge
 from divandb.httpd import respond
+from divandb.httpd.door import Door
 from divandb.httpd.lane import Lane, whole
 from divandb.httpd.peer_lane import PREFIX, Done, Handler, PeerLane
 
@@ -60,8 +61,9 @@ def protocol_class(
         token: Token | None = None
         """What was written over this connection."""
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, door: Door | None = None, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
+            self.door = door
             # Looked at below, once a connection.
             self.connections_max, self.limit_concurrency = self.limit_concurrency, None
 
@@ -88,6 +90,8 @@ def protocol_class(
             super().connection_made(transport)
             self.heard_s = self.loop.time()
             self.address = self.client[0] if self.client else ""
+            if self.door is not None:
+                self.door.came(self)
             if self.connections_max is not None and len(self.connections) > self.connections_max:
                 self.refused = True
                 self.silence = self.loop.call_later(REFUSED_S_MAX, self._refuse_connection)
@@ -97,6 +101,8 @@ def protocol_class(
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self.silence.cancel()
+            if self.door is not None:
+                self.door.went(self)
             # uvicorn tells the last request that came; one behind which it waits must know too.
             if self.running is not None and not self.running.response_complete:
                 self.running.disconnected = True
@@ -155,6 +161,19 @@ def protocol_class(
                 cycle, app = self.pipeline.pop()
                 self._start_asgi_task(cycle, app)
 
+        # The clients' port
+
+        @property
+        def is_leaving(self) -> bool:
+            """Is this the connection's last request?"""
+            return self.door is not None and self.door.is_closed
+
+        def leave_idle(self, idle_s: float) -> None:
+            """Close if nothing was asked for so long, and nothing is under way."""
+            is_free = self.cycle is None or self.cycle.response_complete
+            if is_free and self.loop.time() - self.heard_s >= idle_s:
+                self.transport.close()
+
         # The head
 
         def on_message_begin(self) -> None:
@@ -188,7 +207,7 @@ def protocol_class(
             if self.flow.write_paused:
                 free = False  # the client takes no answers: the normal way waits until it does
             lasting = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
-            if free and lasting:
+            if free and lasting and not self.is_leaving:
                 method = self.parser.get_method()
                 if method in (b"GET", b"HEAD") and self._read(method == b"GET"):
                     return
@@ -201,6 +220,8 @@ def protocol_class(
                         self.cycle = _LaneWrite(handler)  # type: ignore[assignment]
                         return
             super().on_headers_complete()
+            if self.is_leaving and self.cycle is not None:
+                self.cycle.keep_alive = False
 
         def _read(self, body: bool) -> bool:
             common = self.server_state.default_headers

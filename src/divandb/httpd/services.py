@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 from divandb.catalog import Catalog
 from divandb.clock import Clock, Rng
+from divandb.cluster.drain import Drain
 from divandb.cluster.failover import Failover
 from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress
@@ -60,6 +61,7 @@ class Services:
     carry_out: Callable[[Job], None]
     """Takes forwarded writes, while this node accepts any."""
     failover: Failover
+    drain: Drain
     condition: Callable[[], dict[str, object]]
     """What `divandb status` shows of this node."""
     is_ready: Callable[[], bool]

@@ -107,6 +107,12 @@ def span(connection: Connection) -> tuple[int, int]:
     return row[0] or 1, row[1] or 0
 
 
+def rows(connection: Connection) -> int:
+    """How many there are, at most."""
+    first, last = span(connection)
+    return max(last - first + 1, 0)
+
+
 def chunks(connection: Connection, attached: Attached) -> Iterator[bytes]:
     """An attachment as events, a chunk each; every one is a read of its own."""
     for chunk in blobs.chunks(connection, attached.blob):

@@ -57,6 +57,27 @@ def scan(connection: Connection, db: int, kind: str) -> list[tuple[str, bytes]]:
     return [(key, held) for key, held in rows]
 
 
+def page(
+    connection: Connection, db: int, kind: str, after: str, bytes_max: int
+) -> tuple[list[bytes], str | None]:
+    """(values behind the key ``after``, by key: one at least, and no more once they have
+    ``bytes_max`` bytes; the key of the last, if there are more).
+    """
+    rows = connection.execute(
+        "SELECT key, value FROM register WHERE db = ? AND kind = ? AND value IS NOT NULL"
+        " AND key > ? ORDER BY key",
+        (db, kind, after),
+    )
+    found: list[bytes] = []
+    size, last = 0, after
+    for key, held in rows:
+        if size >= bytes_max:
+            return found, last
+        found.append(held)
+        size, last = size + len(held), key
+    return found, None
+
+
 def write(
     ledger: Ledger, database: Database | None, kind: str, key: str, new: bytes | None, stamp: int
 ) -> Register:
