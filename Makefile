@@ -15,7 +15,12 @@ up:              ## run the database
 
 test:            ## pass all tests
 	@.ci/setup dev js deploy kafka
+ifeq ($(ARGS),)
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
+else
 	$(BIN)/pytest $(ARGS)
+endif
 
 check:           ## lint, types, layers, fast tests
 	@.ci/setup dev

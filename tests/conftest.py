@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
@@ -11,10 +12,18 @@ import pytest
 from tests.running import Cluster, Running, clustered, running
 
 TEST_S_MAX = 120.0
+SYSTEM = Path(__file__).parent / "system"
 
 
 class TookTooLong(BaseException):
     """No ``Exception``: what a test waits for may fail meanwhile, the end of its time may not."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what wants the machine for itself: `make test` plays all else two at a time."""
+    for item in items:
+        if SYSTEM in item.path.parents or item.get_closest_marker("kafka"):
+            item.add_marker("alone")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,7 +18,7 @@ from tests.sim.cluster import Cluster
 from tests.sim.storm import storm
 
 SEEDS = int(os.environ.get("DIVANDB_SIM_SEEDS", "40"))
-STORMS = int(os.environ.get("DIVANDB_SIM_STORMS", "30"))
+STORMS = int(os.environ.get("DIVANDB_SIM_STORMS", "16"))
 FIRST_SEED = int(os.environ.get("DIVANDB_SIM_FIRST_SEED", "0"))
 seeds = pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + SEEDS))
 
