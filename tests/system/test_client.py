@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from divandb.client import (
@@ -147,6 +151,24 @@ def test_what_users_of_a_client_expect(cluster: Cluster) -> None:
     asyncio.run(body())
 
 
+def test_the_quickstart_runs_as_it_stands(cluster: Cluster) -> None:
+    """Only the URL and the password are put in."""
+    text = (Path(__file__).parent.parent.parent / "docs" / "client.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    said = []
+    for block in blocks:
+        code = block.replace("http://127.0.0.1:5984", cluster.url)
+        code = code.replace("PASSWORD", cluster.password)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.splitlines())
+    assert len(blocks) == 2
+    assert said[0][:3] == ["['soup', 'salad'] {}", "['goulash']", "['salad', 'soup']"]
+    assert sorted(line.split()[0] for line in said[1]) == ["borscht", "salad", "soup"]
+
+
 def test_the_same_from_threads(cluster: Cluster) -> None:
     url, name = cluster.url, f"db-{uuid4().hex[:12]}"
     with Client(url, cluster.admin, cluster.password, probe_every_s=0.2) as client:
@@ -236,6 +258,50 @@ def test_a_write_that_is_sent_again_is_answered_as_the_first_time(cluster: Clust
         status, told = cluster.request("PUT", f"/{db}/d", {"n": 3}, again, node=node)
         assert status == 409, told
         assert cluster.request("GET", f"/{db}/d", node=node)[0] == 404
+
+
+class Forgetful(httpx.AsyncBaseTransport):
+    """Loses every third answer to a write, once the node has carried it out."""
+
+    def __init__(self) -> None:
+        self._inner = httpx.AsyncHTTPTransport()
+        self._writes = 0
+        self.lost = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        if request.method != "GET":
+            self._writes += 1
+            if self._writes % 3 == 0:
+                await response.aread()
+                self.lost += 1
+                raise httpx.ReadError("lost")
+        return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def test_writes_whose_answers_are_lost_are_done_once_and_never_refused(cluster: Cluster) -> None:
+    async def body() -> None:
+        transport = Forgetful()
+        async with opened(cluster, transport=transport, down_s_min=0.01) as db:
+            doc: dict[str, Any] = {"_id": "d"}
+            for n in range(30):
+                doc["n"] = n
+                assert (await db.save(doc)).startswith(f"{n + 1}-")
+            for n in range(10):
+                made = await db.create(data={"n": n})
+                await made.save()
+                assert [one.error for one in await db.save_all([{"m": n}, {"m": -n}])] == [None] * 2
+                if n % 2:
+                    await made.delete()
+            assert transport.lost > 15
+            assert (await db.info())["doc_count"] == 1 + 5 + 20
+            kept = await db["d"]
+            assert kept["n"] == 29 and await kept.conflicts() == []
+
+    asyncio.run(body())
 
 
 # --- The closest node
