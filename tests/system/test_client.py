@@ -41,7 +41,7 @@ WRITERS = 4
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two masters with a replica each; tests leave it in order."""
     folder = tmp_path_factory.mktemp("cluster")
-    with clustered(folder, masters=2, replicas=1) as own:
+    with clustered(folder, masters=2, replicas=1, DIVANDB_ZONE="here") as own:
         yield own
 
 
@@ -207,7 +207,9 @@ def test_who_is_logged_in_may_know_the_topology_and_nobody_else(cluster: Cluster
     assert found.keys() == set(cluster.nodes)
     for name, one in found.items():
         assert one["role"] == ("master" if name in cluster.masters else "replica")
-        assert one["url"] == cluster.record(name)["url"] and one["live"] and one["zone"] == ""
+        assert one["url"] == cluster.record(name)["url"] and one["live"] and one["zone"] == "here"
+    peers = cluster.status_of("m2")["peers"]
+    assert {peer["zone"] for peer in peers} == {"here"}
     assert cluster.request("GET", "/_divan/topology", admin=False)[0] == 401
     user = {"_id": "org.couchdb.user:cook", "name": "cook", "password": "x", "roles": [],
             "type": "user"}  # fmt: skip
@@ -389,8 +391,10 @@ def test_concern_and_staleness_go_along(cluster: Cluster) -> None:
             for name in cluster.nodes:
                 assert cluster.request("GET", f"/{own.name}/d", node=name)[0] == 200
             other = client.session().using(max_staleness_ms=0).database(own.name)
+            assert (await other.get("d")).exists
+            # A replica passes it on to a master, which has it at once or is asked again.
             await own.save({"_id": "e"})
-            assert (await other.get("e")).exists
+            await until(lambda: other.exists("e"))
 
     asyncio.run(body())
 

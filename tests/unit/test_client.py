@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 from urllib.parse import parse_qsl
@@ -138,6 +139,44 @@ def test_a_closed_client_asks_nobody() -> None:
     made.close()
     with pytest.raises(ClientError, match="closed"):
         made.info()
+
+
+def test_a_closed_asynchronous_client_asks_nobody() -> None:
+    async def body(made: AsyncClient) -> None:
+        await made.close()
+        with pytest.raises(ClientError, match="closed"):
+            await made.info()
+
+    run(answering(200, {}), body)
+
+
+@pytest.mark.parametrize("is_sync", [True, False])
+def test_measuring_survives_an_answer_that_is_too_large(is_sync: bool) -> None:
+    probes: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/_up":
+            probes.append(request.url.host)
+            return httpx.Response(200, content=b" " * 100)
+        return httpx.Response(200, json={})
+
+    options = {"direct": True, "answer_bytes_max": 10, "probe_every_s": 0.01}
+    deadline = time.monotonic() + 30
+
+    async def body(made: AsyncClient) -> None:
+        await made.info()
+        while len(probes) < 3:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+    if not is_sync:
+        run(handler, body, **options)
+        return
+    with client(handler, **options) as made:
+        made.info()
+        while len(probes) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 # What is sent
@@ -430,6 +469,30 @@ def test_rows_that_were_reduced_come_in_one_request() -> None:
 
     rows, place = world.run(calls.page(world.line, Listing("/v", {})), respond)
     assert len(rows) == 3 and place is None
+
+
+def test_a_view_is_asked_by_its_name_and_in_json() -> None:
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.raw_path.decode()}")
+        rows = [{"key": ["a", 1], "id": "d", "value": 2}, {"key": "b", "error": "not_found"}]
+        return httpx.Response(200, json={"rows": rows, "total_rows": 2})
+
+    with client(handler, page_rows=10) as made:
+        view = made.database("a/b").view("_design/by", "kind/size", descending=True)
+        assert view.get(group=True, startkey=["a"])["total_rows"] == 2
+        assert view.post(["x"], reduce=False)["rows"]
+        assert list(view.keys(limit=5)) == [["a", 1]] and list(view.values(limit=5)) == [2]
+        assert list(view.items(key="a")) == [(["a", 1], 2)]
+    path = "/a%2Fb/_design/by/_view/kind%2Fsize?descending=true"
+    assert asked == [
+        f"GET {path}&group=true&startkey=%5B%22a%22%5D",
+        f"POST {path}&reduce=false",
+        f"GET {path}&limit=5",
+        f"GET {path}&limit=5",
+        f"GET {path}&key=%22a%22",
+    ]
 
 
 def test_queries_go_on_at_the_bookmark_until_the_limit() -> None:

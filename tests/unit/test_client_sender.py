@@ -342,6 +342,16 @@ def test_a_server_that_tells_of_no_members_is_used_as_it_is(answer: Answer) -> N
     assert not world.nodes.is_refresh_due
 
 
+def test_a_wrong_password_is_not_tried_again_and_again() -> None:
+    world = World()
+    for _ in range(3):
+        world.run(world.sender.learn(), lambda _: said(401))
+    assert len(world.sent) == 1
+    world.run(world.sender.ask(Request("GET", "/x")), lambda _: ok())  # it was right after all
+    world.run(world.sender.learn(), lambda _: ok({"members": MEMBERS}))
+    assert len(world.nodes.members()) == 4
+
+
 def test_without_direct_nobody_is_asked_for_members() -> None:
     world = World(direct=False)
     world.run(world.sender.look(), lambda _: ok())

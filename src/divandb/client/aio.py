@@ -40,12 +40,19 @@ class Driver:
         self._options = line.sender.options
         self._http = httpx.AsyncClient(transport=transport, **driving.settings(self._options))
         self._looking: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry them out to their end."""
         if self._looking is None and self._sender.is_choosing:
-            self._looking = asyncio.create_task(self._steps(self._sender.keep_looking()))
+            self._looking = asyncio.create_task(self._look())
         return await self._steps(steps)
+
+    async def _look(self) -> None:
+        while not self._is_closed:
+            with contextlib.suppress(ClientError):
+                await self._steps(self._sender.keep_looking())
+            await asyncio.sleep(self._options.probe_every_s)
 
     async def _steps(self, steps: Steps[T]) -> T:
         found: Answer | Fault | None = None
@@ -63,6 +70,8 @@ class Driver:
                     found = await self._send(effect)
 
     async def _send(self, effect: Send) -> Answer | Fault:
+        if self._is_closed:
+            raise ClientError("The client is closed.")
         request = self._http.build_request(
             effect.method, effect.url, headers=dict(effect.headers), content=effect.body,
             timeout=driving.timeout(self._options, effect.wait),
@@ -83,6 +92,7 @@ class Driver:
 
     async def close(self) -> None:
         """Let go of all connections."""
+        self._is_closed = True
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)

@@ -25,6 +25,7 @@ PROBE = "/_up"
 REPEAT = "divan-repeat"
 MISDIRECTED = 421
 """It was refused before anything was done."""
+NO_LOGIN = (401, 403)
 UNAVAILABLE = (502, 503, 504)
 """Perhaps it was done."""
 
@@ -40,6 +41,10 @@ class Sender:
         self.options = options
         self._clock = clock
         self._rng = rng
+        self.may_learn = True
+        """``False`` once the members were not told for want of a login: asking again and again with
+        a wrong password would lock the account for this address.
+        """
         self._common = {"accept": "application/json"}
         if user is not None:
             pair = base64.b64encode(f"{user}:{password or ''}".encode()).decode()
@@ -58,7 +63,7 @@ class Sender:
 
     def learn(self) -> Steps[None]:
         """Ask who the members are, once, of whoever is asked first and answers."""
-        if not self.options.direct:
+        if not (self.options.direct and self.may_learn):
             return
         for node in self.nodes.order(Kind.READ)[:3]:
             effect = Send("GET", node.url + TOPOLOGY, self._common, None, Wait.PROBE)
@@ -66,6 +71,7 @@ class Sender:
             if isinstance(found, Fault):
                 self.nodes.failed(node)
                 continue
+            self.may_learn = found.status not in NO_LOGIN
             try:
                 told = found.json() if found.status == 200 else {}
                 self.nodes.learn(told["members"])
@@ -190,6 +196,8 @@ class _Call:
     def _judged(self, node: Node, answer: Answer) -> Answer | None:
         nodes = self._sender.nodes
         nodes.answered(node, answer.headers.get("divan-lag"))
+        if answer.status not in NO_LOGIN:
+            self._sender.may_learn = True
         if self._session is not None and answer.status not in (401, MISDIRECTED):
             headers = answer.headers
             is_behind = tokens.BEHIND in headers

@@ -58,8 +58,10 @@ class Driver:
                 looking.start()
 
     def _look(self) -> None:
-        with contextlib.suppress(_Closed):
-            self._steps(self._sender.keep_looking())
+        while not self._closed.wait(0):
+            with contextlib.suppress(ClientError):
+                self._steps(self._sender.keep_looking())
+                self.rest(self._options.probe_every_s)
 
     def _steps(self, steps: Steps[T]) -> T:
         found: Answer | Fault | None = None
@@ -79,11 +81,11 @@ class Driver:
     def rest(self, s: float) -> None:
         """Do nothing for so long; raises ``ClientError`` when the client is closed meanwhile."""
         if self._closed.wait(s):
-            raise _Closed("The client is closed.")
+            raise ClientError("The client is closed.")
 
     def _send(self, effect: Send) -> Answer | Fault:
         if self._closed.is_set():
-            raise _Closed("The client is closed.")
+            raise ClientError("The client is closed.")
         request = self._http.build_request(
             effect.method, effect.url, headers=dict(effect.headers), content=_sync(effect.body),
             timeout=driving.timeout(self._options, effect.wait),
@@ -110,10 +112,6 @@ class Driver:
         if looking is not None:
             looking.join(self._options.probe_s_max + self._options.connect_s_max)
         self._http.close()
-
-
-class _Closed(ClientError):
-    """Nothing is asked any more."""
 
 
 def _sync(body: Body) -> bytes | Iterable[bytes] | None:
