@@ -649,6 +649,18 @@ def test_tokens_are_joined_as_nodes_join_them(one: dict[int, int], other: dict[i
     assert sessions.parse(here).slots == {origin: slots[origin] for origin in there}
 
 
+def test_only_answers_that_came_meanwhile_are_joined() -> None:
+    """What a node leaves out of the token that it was sent is needed no more."""
+    long, short = sessions.text({1: 5, 2: 7}, {}), sessions.text({3: 1}, {})
+    session = tokens.Session(long)
+    session.note(long, short, is_behind=False)
+    assert session.token == short
+    session.note(long, sessions.text({1: 6}, {}), is_behind=True)
+    assert sessions.parse(session.token).vector == {1: 6, 3: 1} and session.is_behind
+    session.note(session.token, None, is_behind=False)
+    assert sessions.parse(session.token).vector == {1: 6, 3: 1} and not session.is_behind
+
+
 def test_a_token_of_a_form_that_is_not_known_is_kept_as_it_is() -> None:
     assert tokens.joined("a!", "b!") == "b!"
     assert sessions.parse(tokens.NOTHING) == Token()

@@ -180,7 +180,7 @@ class _Call:
         if isinstance(found, Fault):
             self._broken(node, found)
             return None
-        return self._judged(node, found)
+        return self._judged(node, found, headers.get(tokens.HEADER, ""))
 
     def _broken(self, node: Node, fault: Fault) -> None:
         if fault.is_ours:
@@ -193,7 +193,7 @@ class _Call:
         if self._is_uncertain and not self._may_repeat:
             raise self.failure
 
-    def _judged(self, node: Node, answer: Answer) -> Answer | None:
+    def _judged(self, node: Node, answer: Answer, sent: str) -> Answer | None:
         nodes = self._sender.nodes
         nodes.answered(node, answer.headers.get("divan-lag"))
         if answer.status not in NO_LOGIN:
@@ -201,7 +201,7 @@ class _Call:
         if self._session is not None and answer.status not in (401, MISDIRECTED):
             headers = answer.headers
             is_behind = tokens.BEHIND in headers
-            self._session.note(headers.get(tokens.HEADER), is_behind=is_behind)
+            self._session.note(sent, headers.get(tokens.HEADER), is_behind=is_behind)
         is_write = self._request.repeat is not Repeat.ALWAYS
         if answer.status == MISDIRECTED:
             nodes.is_refresh_due = True

@@ -54,9 +54,13 @@ class Session:
         has it?
         """
 
-    def note(self, token: str | None, *, is_behind: bool) -> None:
-        """An answer said this."""
+    def note(self, sent: str, token: str | None, *, is_behind: bool) -> None:
+        """The answer to a request with the token ``sent`` said this.
+
+        It has all that was sent, with fewer entries if nodes need them no more: only what came from
+        other answers meanwhile is to be joined with it.
+        """
         with self._lock:
             self.is_behind = is_behind
             if token:
-                self.token = joined(self.token, token)
+                self.token = token if self.token == sent else joined(self.token, token)
