@@ -29,10 +29,12 @@ async def topology(call: Call) -> Response:
     """``GET /_divan/topology``: the members, for clients that choose their node. For all users."""
     policy.check_known(call.user)
     peers = call.services.peers
-    members = [_shown(peers.tenure.member, peers.tenure.role, is_live=True)]
+    tenure = peers.tenure
+    members = [_shown(tenure.member, tenure.role, is_live=not tenure.is_drained)]
     for peer in peers.all():
-        role = MASTER if peers.tenure.owns(peer.member) else REPLICA
-        members.append(_shown(peer.member, role, is_live=peers.is_live(peer)))
+        role = MASTER if tenure.owns(peer.member) else REPLICA
+        is_live = peers.is_live(peer) and not peer.is_drained
+        members.append(_shown(peer.member, role, is_live=is_live))
     told = {"name": call.services.config.name, "cluster": call.services.cluster}
     return respond.json({**told, "members": members})
 
