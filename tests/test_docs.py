@@ -13,7 +13,7 @@ import pytest
 from starlette.routing import compile_path
 
 import divandb
-from divandb import errors, settings
+from divandb import client, errors, settings
 from divandb.cli import COMMANDS, tables
 from divandb.cli import divandb as command
 from divandb.config import Limits
@@ -421,6 +421,28 @@ def test_every_make_target_is_documented() -> None:
     assert not [target for target in TARGETS - {"help", "clean"} if f"make {target}" not in told]
 
 
+# The Python client
+
+
+def test_every_option_of_the_client_is_documented_with_its_default() -> None:
+    documented = {
+        codes(row[0])[0]: "" if row[1] == "empty" else codes(row[1])[0]
+        for row in rows(section("client.md", "Options"))
+    }
+    fields = {field.name: str(field.default) for field in dataclasses.fields(client.Options)}
+    assert documented == fields
+
+
+def test_every_error_of_the_client_is_documented() -> None:
+    documented = {codes(row[0])[0] for row in rows(section("client.md", "Errors"))}
+    kinds = {
+        name
+        for name in client.__all__
+        if isinstance(kind := getattr(client, name), type) and issubclass(kind, Exception)
+    }
+    assert documented == kinds - {"ClientError"}
+
+
 # The map and the decisions
 
 
@@ -443,7 +465,7 @@ def test_every_module_has_its_docstring() -> None:
     assert not bare
 
 
-@pytest.mark.parametrize("package", ["auth", "httpd", "store"])
+@pytest.mark.parametrize("package", ["auth", "client", "httpd", "store"])
 def test_a_package_lists_its_modules(package: str) -> None:
     module = importlib.import_module(f"divandb.{package}")
     there = {file.stem for file in (ROOT / "src/divandb" / package).glob("*.py")} - {"__init__"}

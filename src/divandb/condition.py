@@ -74,6 +74,7 @@ def condition(inside: Inside) -> dict[str, Any]:
             for slot, one in sorted(tenure.owners.items())
         },
         "url": config.url,
+        "zone": config.zone,
         "pid": os.getpid(),
         "started": rfc3339(inside.started_ms),
         "vector": in_hex(progress.told),
@@ -155,7 +156,8 @@ def _peer(peers: Peers, peer: Peer, now: float) -> dict[str, Any]:
         "role": MASTER if peers.tenure.owns(peer.member) else REPLICA,
         "slot": peer.member.slot,
         "url": peer.member.url,
+        "zone": peer.member.zone,
         "live": peers.is_live(peer),
         "heard_ms": None if peer.heard is None else round((now - peer.heard) * 1000),
-        "rtt_ms": round(peer.rtt_s * 1000, 2),
+        "rtt_ms": None if peer.rtt_s is None else round(peer.rtt_s * 1000, 2),
     }

@@ -181,6 +181,8 @@ class Member:
     """The slot that a master holds, or whose master a replica follows."""
     url: str
     """The node's own port, as other nodes reach it."""
+    zone: str = ""
+    """Where it is; may be empty. Nodes of one zone are closer to each other than any others."""
 
 
 SECURITIES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
@@ -282,6 +284,8 @@ class Config:
     slot: str = "m1"
     url: str = ""
     """The node's own port, as other nodes reach it."""
+    zone: str = ""
+    """Where the node is; may be empty."""
     admin: str | None = None
     """`USER:PASSWORD` of a server admin that exists whatever the stored configuration says."""
     board: BoardAccess | None = None
@@ -301,7 +305,7 @@ class Config:
     @property
     def member(self) -> Member:
         """This node."""
-        return Member(self.name, self.role, self.slot, self.url)
+        return Member(self.name, self.role, self.slot, self.url, self.zone)
 
 
 def limits_from(environment: Mapping[str, str] = os.environ) -> Limits:

@@ -242,6 +242,7 @@ def node_from(
             role=role,
             slot=slot,
             url=top.url("url", _default_url(host, node_port, tls)),
+            zone=top.zone("zone"),
             admin=top.admin("admin"),
             board=board,
             keys=_keys(top, role) if board is not None or top.has("keys") else Keys(),
@@ -336,6 +337,7 @@ def _members(top: "_Table") -> list[Member]:
                 one.one_of("role", (MASTER, REPLICA)),
                 one.slot("slot"),
                 one.url("url"),
+                one.zone("zone"),
             )
         )
         one.end()
@@ -442,6 +444,12 @@ def kafka_given(url: str, environment: Mapping[str, str]) -> tuple[BoardAccess, 
     return _kafka_admin(top), top.numbers("topics", TopicSettings())
 
 
+def zone_given(environment: Mapping[str, str]) -> str:
+    """The zone that the environment names, if any; raises ``ConfigFileError``."""
+    source = _Source("the environment", Path(), environment, read_text)
+    return _Table({}, source, "", NODE_PREFIX).zone("zone")
+
+
 def _board_members(
     top: "_Table", *, are_needed: bool = True
 ) -> tuple[tuple[Member, ...], dict[str, str]]:
@@ -449,7 +457,9 @@ def _board_members(
     members, secrets = [], {}
     for one in top.tables("members"):
         role = one.one_of("role", (MASTER, REPLICA))
-        member = Member(one.name("name"), role, one.slot("slot"), one.url("url", ""))
+        member = Member(
+            one.name("name"), role, one.slot("slot"), one.url("url", ""), one.zone("zone")
+        )
         if are_needed:
             secrets[principal_of(member)] = one.principal_secret("secret")
             if one.is_given("replica_secret"):
@@ -638,6 +648,13 @@ class _Table:
             raise self.wrong(key, f"is wrong: {problem}") from None
         return value
 
+    def zone(self, key: str) -> str:
+        """A name, or nothing."""
+        value: str = self.text(key, "")
+        if value and not PRINCIPAL_NAME.fullmatch(value):
+            raise self.wrong(key, f"cannot be {value!r}")
+        return value
+
     def url(self, key: str, default: Any = _MISSING) -> str:
         """A URL of a server, without a path. ``None`` as the default: it cannot be guessed."""
         value: str | None = self.text(key, default)
@@ -748,6 +765,7 @@ def node_text(file: NodeFile) -> str:
         "node_port": file.node_port,
         "port": file.port,
         "url": config.url,
+        "zone": config.zone,
         "admin": config.admin,
         **_tls_values(config.tls),
     }

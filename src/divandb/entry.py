@@ -139,6 +139,8 @@ class Entry:
         """
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         job = Job(command, size_bytes, lambda job: _settle(answer, job))
+        if self._session.is_repeat and isinstance(command, WriteDocuments):
+            job.command, job.doubtful = msgspec.structs.replace(command, repeat=True), True
         job.needs = self._session.needs.vector
         job.concern = max(self._session.concern, concern, key=list(Concern).index)
         self._submit(job)

@@ -2,8 +2,9 @@
 
 A node without a file, or one that was away for long, asks the members that it knows what they
 contain, with a heartbeat. If one is far enough ahead (``cluster.snapshots.wanted``), its file is
-copied: from a replica of the own slot if possible, so that masters are spared, then from the slot's
-master, then from another replica, and from another master last. If nobody answers or nobody has
+copied: from a node of the own zone if there is one; among these from a replica of the own slot, so
+that masters are spared, then from the slot's master, then from another replica, and from another
+master last; among equals from the one that answered first. If nobody answers or nobody has
 anything, the node starts with what it has: catch-up brings the rest, only more slowly.
 
 All of it is bounded: the asking by ``join_wait_ms``, each copy by ``snapshots.Bounds``.
@@ -19,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from divandb.clock import Clock, Rng
+from divandb.closest import is_away
 from divandb.closings import NONE
 from divandb.cluster import messages, snapshots
 from divandb.cluster.messages import Heartbeat, Seen
@@ -124,12 +126,15 @@ def ranked(config: Config, held: Standing | None, found: list[Found]) -> list[Fo
         for one in found
         if snapshots.wanted(own, closings.expand(one.vector), kept_rows, behind_max)
     ]
-    return sorted(better, key=lambda one: (_distance(config, one.member), one.took_s))
+    return sorted(better, key=lambda one: (*_distance(config, one.member), one.took_s))
 
 
-def _distance(config: Config, member: Member) -> int:
-    """0 for a replica of the own slot, 1 for its master, 2 for other replicas, 3 for masters."""
-    return 2 * (member.slot != config.slot) + (member.role != REPLICA)
+def _distance(config: Config, member: Member) -> tuple[bool, int]:
+    """Is it in another zone? And 0 for a replica of the own slot, 1 for its master, 2 for other
+    replicas, 3 for masters.
+    """
+    place = 2 * (member.slot != config.slot) + (member.role != REPLICA)
+    return is_away(config.zone, member.zone), place
 
 
 # Asking
@@ -204,11 +209,11 @@ class _Survey:
         self._found.append(Found(member, told.vector, self._clock.monotonic() - began))
         # A replica speaks for itself alone.
         named = told.members[1:] if told.members[0].role == MASTER else []
-        return [Member(one.name, one.role, one.slot, one.url) for one in named]
+        return [Member(one.name, one.role, one.slot, one.url, one.zone) for one in named]
 
     async def _heartbeat(self, link: Link) -> Heartbeat:
         me = self._config.member
-        seen = Seen(me.name, me.role, me.slot, me.url, self._clock.wall_ms(), UNHEARD_MS)
+        seen = Seen(me.name, me.role, me.slot, me.url, self._clock.wall_ms(), UNHEARD_MS, me.zone)
         reply = await link.ask(
             "POST",
             f"{messages.PREFIX}/heartbeat",

@@ -107,6 +107,8 @@ class Layout:
     """No node had a file when the cluster was started."""
     kafka: BoardAccess | None = None
     """Where the boards on Apache Kafka are, whoever opens them; ``None``: the board is embedded."""
+    zone: str = ""
+    """Where this machine is; may be empty."""
     is_starting: bool = True
     """Until all nodes have answered; the supervisor's process says when, and those that it starts
     later know.
@@ -153,6 +155,7 @@ class Layout:
             role=spec.role,
             slot=slot,
             url=urls[spec.name],
+            zone=self.zone,
             admin=self.admin,
             board=self._board(spec.name, urls),
             keys=keys,

@@ -130,7 +130,7 @@ class World:
 
     # Running
 
-    def live(self) -> list[FakePeer]:
+    def nearest(self) -> list[FakePeer]:
         return self.peers
 
     async def _look(self) -> list[bytes]:

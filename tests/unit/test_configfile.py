@@ -78,12 +78,13 @@ def in_cluster(role: str = "replica", name: str = "m1-r1") -> NodeFile:
         role=role,
         slot="m1",
         url="https://h1:6986",
+        zone="eu-1",
         admin='admin:a"b\\c',
         board=BoardAccess("http://h1:6984", name, PRINCIPAL),
         keys=keys,
         spare=trust.spare_of(SECRET, Member(name, role, "m1", "")),
         tls=TLS,
-        seeds=(Member("m2", "master", "m2", "http://h2:6987"),),
+        seeds=(Member("m2", "master", "m2", "http://h2:6987", "eu-2"),),
     )
     return NodeFile(config, "0.0.0.0", 6986, 5984)
 
@@ -98,7 +99,7 @@ KAFKA_ACCESS = BoardAccess(
 
 def a_board() -> BoardFile:
     members = (
-        Member("m1", "master", "m1", "http://h1:6985"),
+        Member("m1", "master", "m1", "http://h1:6985", "eu-1"),
         Member("m1-r1", "replica", "m1", ""),
     )
     return BoardFile(
@@ -184,6 +185,7 @@ WRONG = [
     ('role = "master"', 'role = "slave"', "role must be master or replica, not 'slave'"),
     ('slot = "m1"', 'slot = "x"', "slot is wrong: 'x' is no slot"),
     ('name = "m1"', 'name = "a b"', "name cannot be 'a b'"),
+    ('name = "m1"', 'name = "m1"\nzone = "eu 1"', "zone cannot be 'eu 1'"),
     ("node_port = 6985", 'node_port = 6985\nhost = "0.0.0.0"', "url is missing: under which URL"),
     ("node_port = 6985", 'node_port = 6985\nurl = "h1:6985"', "url must be http://HOST:PORT"),
     ("node_port = 6985", 'node_port = 6985\nadmin = "root"', "admin must be USER:PASSWORD"),

@@ -146,8 +146,10 @@ def vector_in(folder: Path) -> dict[int, int]:
 # Whose file
 
 
-def found(name: str, role: str, slot: str, took_s: float = 0.1, upto: int = 5) -> Found:
-    return Found(Member(name, role, slot, ""), {1: upto}, took_s)
+def found(
+    name: str, role: str, slot: str, took_s: float = 0.1, upto: int = 5, zone: str = ""
+) -> Found:
+    return Found(Member(name, role, slot, "", zone), {1: upto}, took_s)
 
 
 def test_masters_are_spared_and_the_own_slot_comes_first(tmp_path: Path) -> None:
@@ -160,6 +162,20 @@ def test_masters_are_spared_and_the_own_slot_comes_first(tmp_path: Path) -> None
     ]
     names = [one.member.name for one in ranked(config(tmp_path), None, answers)]
     assert names == ["m2-r3", "m2-r2", "m2", "m1-r1", "m1"]
+
+
+def test_a_file_comes_from_the_own_zone_if_there_is_one(tmp_path: Path) -> None:
+    """Then masters are spared, as they are where nobody names a zone."""
+    here, there = "eu-1", "us-1"
+    own = dataclasses.replace(config(tmp_path), zone=here)
+    answers = [
+        found("m2-r1", "replica", "m2", zone=there),
+        found("m1", "master", "m1", zone=here),
+        found("m2", "master", "m2"),
+        found("m2-r2", "replica", "m2"),
+    ]
+    names = [one.member.name for one in ranked(own, None, answers)]
+    assert names == ["m2-r2", "m2", "m1", "m2-r1"]
 
 
 def test_who_has_nothing_gives_nothing(tmp_path: Path) -> None:

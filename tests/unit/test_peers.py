@@ -1,13 +1,22 @@
 """Heartbeats: who counts as heard of, and until when a lease holds."""
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import msgspec
 
 from divandb.cluster import messages
 from divandb.cluster.messages import Heartbeat, Reached, Seen
-from divandb.cluster.peers import FAULTS_MAX, FED_PATIENCES, LEASE_LOOK_S, REACHED, Peer, Peers
+from divandb.cluster.peers import (
+    FAULTS_MAX,
+    FED_PATIENCES,
+    LEASE_LOOK_S,
+    MEASURE_EVERY,
+    REACHED,
+    Peer,
+    Peers,
+)
 from divandb.cluster.progress import Progress
 from divandb.config import MASTER, REPLICA, Config, Limits, Member
 from divandb.link import LinkBroken, Reply
@@ -22,7 +31,7 @@ REPLICA_1 = Member("m1-r1", REPLICA, "m1", "http://m1-r1")
 
 
 def heartbeat(member: Member, vector: dict[int, int] | None = None) -> Heartbeat:
-    me = Seen(member.name, member.role, member.slot, member.url, 1, 0.0)
+    me = Seen(member.name, member.role, member.slot, member.url, 1, 0.0, member.zone)
     return Heartbeat(vector or {}, {}, 0.0, None, [], [me])
 
 
@@ -75,7 +84,7 @@ class Group:
         self.log = Lines()
         self.links = {other.url: SlowLink(self.clock, other) for other in others}
         config = Config(
-            Path("unused"), me.name, me.role, me.slot, me.url,
+            Path("unused"), me.name, me.role, me.slot, me.url, me.zone,
             seeds=others, limits=Limits(),
         )  # fmt: skip
         progress = Progress({}, {}, self.clock, me.slot if me.role == MASTER else None)
@@ -239,3 +248,55 @@ def test_what_is_on_its_way_from_the_board_is_not_fetched_as_well() -> None:
         group = Group(M1, REPLICA_1)
         group.peers.is_fed = lambda: True
         assert fetches(group, ms) == asked
+
+
+def names(peers: list[Peer]) -> list[str]:
+    return [peer.member.name for peer in peers]
+
+
+def test_the_closest_master_comes_first_and_stays_first_for_a_while() -> None:
+    m3 = Member("m3", MASTER, "m3", "http://m3")
+    group = Group(M1, M2, m3)
+    group.links[M2.url].takes_ms, group.links[m3.url].takes_ms = 20, 5
+    group.beat()
+    assert names(group.peers.masters()) == ["m3", "m2"]
+    # m2 is a little closer now: nobody moves for that.
+    group.links[M2.url].takes_ms, group.links[m3.url].takes_ms = 4, 5
+    for _ in range(30):
+        group.beat()
+    assert names(group.peers.masters()) == ["m3", "m2"]
+    group.links[m3.url].takes_ms = 50
+    for _ in range(3):
+        group.beat()
+    assert names(group.peers.masters()) == ["m2", "m3"]
+
+
+def test_a_master_of_the_own_zone_comes_before_one_that_answers_faster() -> None:
+    own, m3 = dataclasses.replace(M1, zone="eu"), Member("m3", MASTER, "m3", "http://m3", "us")
+    m2 = dataclasses.replace(M2, zone="eu")
+    group = Group(own, m2, m3)
+    group.links[m2.url].takes_ms = 20
+    group.beat()
+    assert names(group.peers.masters()) == ["m2", "m3"]
+
+
+def test_a_zone_is_learned_from_heartbeats() -> None:
+    group = Group(M1, M2)
+    group.peers.answer(heartbeat(dataclasses.replace(M2, zone="us")))
+    (peer,) = group.peers.all()
+    assert peer.member.zone == "us"
+    me, other = group.peers.said().members
+    assert (me.zone, other.zone) == ("", "us")
+
+
+def test_a_replica_measures_other_masters_now_and_then() -> None:
+    m3 = Member("m3", MASTER, "m3", "http://m3")
+    group = Group(REPLICA_1, M1, M2, m3)
+    for member in (M1, M2, m3):
+        group.peers.answer(heartbeat(member))
+    group.beat()
+    found = {peer.member.name: peer for peer in group.peers.all()}
+    assert found["m1"].rtt_s is not None and found["m2"].rtt_s is None
+    for _ in range(2 * MEASURE_EVERY):
+        group.beat()
+    assert found["m2"].rtt_s is not None and found["m3"].rtt_s is not None

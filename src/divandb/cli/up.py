@@ -14,7 +14,7 @@ from divandb import datadir, streams
 from divandb.cli import boards, options, plan
 from divandb.clock import SystemClock, SystemRng
 from divandb.config import BoardAccess, limits_from
-from divandb.configfile import kafka_given
+from divandb.configfile import kafka_given, zone_given
 from divandb.datadir import PlannedNode
 from divandb.layout import Layout, is_new, needs_board, planned, specs
 from divandb.supervisor import Bounds, ChildSpec, StartError, Supervisor
@@ -136,7 +136,10 @@ def up(
                 streams.warm()
             founding = is_new(data, nodes)
             kafka = None if url is None else _on_kafka(data, url, founding)
-            whole = Layout(data, known, limits, secret, founding=founding, kafka=kafka)
+            whole = Layout(
+                data, known, limits, secret, founding=founding, kafka=kafka,
+                zone=zone_given(os.environ),
+            )  # fmt: skip
 
             def plan_now() -> list[ChildSpec]:
                 members, ports = datadir.read_members(data), datadir.read_ports(data)

@@ -175,7 +175,7 @@ class Gatherer:
         lengths: set[int] = await self._execute(
             lambda ledger: documents.blob_lengths(ledger.connection, name, USES_MAX), 0
         )
-        for peer in self._peers.live()[:PEERS_MAX]:
+        for peer in self._peers.nearest()[:PEERS_MAX]:
             try:
                 if await self._from(peer, name, lengths):
                     self.fetched += 1

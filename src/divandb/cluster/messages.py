@@ -42,6 +42,7 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
     started_ms: int
     """Wall clock at the start of the process: of two URLs the later start's holds."""
     age_ms: float
+    zone: str = ""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True):

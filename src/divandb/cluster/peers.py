@@ -5,6 +5,10 @@ group, while its own is silent). A heartbeat carries the sender's vector, load, 
 who owns which slot, and whom it has heard of: so nodes learn of new members, of their addresses
 after a restart, and of those that are gone.
 
+What a heartbeat takes there and back says how far a peer is. Whoever has a choice takes the
+closest (``closest``); masters to whom a replica sends no heartbeats otherwise are sent one now and
+then, so that it is known which is close when its own master dies.
+
 ``Missing`` decides when to ask a peer for what the board does not bring (anti-entropy).
 """
 
@@ -16,6 +20,7 @@ from typing import Protocol
 import msgspec
 
 from divandb.clock import Clock
+from divandb.closest import Candidate, Closest, averaged, is_away
 from divandb.closings import Closings
 from divandb.cluster import messages
 from divandb.cluster.messages import Heartbeat, Passing, Seen
@@ -41,6 +46,8 @@ MISSED_MAX = 2
 """After so many beats without an answer of its master, a replica asks its group, too."""
 FAULTS_MAX = 8
 """Different ones that are logged until a node answers again."""
+MEASURE_EVERY = 40
+"""At one in so many beats, one of the masters that get no heartbeats is sent one."""
 NAMES_EVERY = 4
 """One in so many heartbeats speaks of others, too: that is most of what one costs."""
 
@@ -125,7 +132,8 @@ class Peer:
         """Has an operator taken it out of service?"""
         self.has_door = False
         """Has it a place on a clients' port?"""
-        self.rtt_s = 0.0
+        self.rtt_s: float | None = None
+        """Average of what heartbeats took; ``None``: there was none yet."""
         self.missing = Missing()
         self.beating: asyncio.Task[None] | None = None
         self.beats = -1
@@ -181,6 +189,11 @@ class Peers:
         """Called once this node hears that it was removed."""
         self._parting: set[asyncio.Task[None]] = set()
         self._began = clock.monotonic()
+        self._closest_master = Closest()
+        self._closest = Closest()
+        self._measured = 0
+        """Masters that were measured, in turn."""
+        self._beats = 0
         for member in config.seeds:
             self._take(member, 0, None)
 
@@ -197,7 +210,20 @@ class Peers:
     def masters(self) -> list[Peer]:
         """The other masters that live, the closest first."""
         found = [p for p in self.all() if self.tenure.owns(p.member) and self.is_live(p)]
-        return sorted(found, key=lambda peer: (peer.rtt_s, peer.member.name))
+        return self._ordered(self._closest_master, found)
+
+    def nearest(self) -> list[Peer]:
+        """All that live, the closest first, whatever their role; last those that are silent."""
+        found = self._ordered(self._closest, [peer for peer in self.all() if self.is_live(peer)])
+        return sorted(found, key=self.is_silent)
+
+    def _ordered(self, closest: Closest, peers: list[Peer]) -> list[Peer]:
+        own = self._config.zone
+        names = closest.order(
+            Candidate(peer.member.name, is_away(own, peer.member.zone), peer.rtt_s)
+            for peer in peers
+        )
+        return [self._known[name] for name in names]
 
     def stand_ins(self) -> list[Peer]:
         """Others that live and serve."""
@@ -228,9 +254,9 @@ class Peers:
         yield from (peer for peer in others if self.is_silent(peer))
 
     def live(self) -> list[Peer]:
-        """All that live: masters first, of these that of our slot."""
+        """All that live: masters first, of these that of our slot; the others the closest first."""
         masters = [peer for peer in self.writers() if self.is_live(peer)]
-        return masters + [p for p in self.all() if self.is_live(p) and p not in masters]
+        return masters + [peer for peer in self.nearest() if peer not in masters]
 
     def master_of(self, slot: str) -> Peer | None:
         """The slot's master, whether it lives or not; ``None`` also if that is this node."""
@@ -268,9 +294,10 @@ class Peers:
         return peer.refuses or peer.heard is None or peer.suspicion.level(now) >= LEVEL
 
     def having(self, needs: Vector, slots: Iterable[str] = ()) -> Peer | None:
-        """A live node that contains this, as far as is known; else a live owner of the slots."""
-        live = [peer for peer in self.all() if self.is_live(peer)]
-        for peer in sorted(live, key=lambda peer: peer.rtt_s):
+        """The closest live node that contains this, as far as is known; else a live owner of the
+        slots.
+        """
+        for peer in self.nearest():
             if peer.vector and covers(peer.vector, needs):
                 return peer
         owners = [self.master_of(slot) for slot in slots]
@@ -359,6 +386,7 @@ class Peers:
                 for peer in targets:
                     peer.missed += peer.asked is not None or peer.refuses
                     self.probe(peer)
+                self._measure(targets)
                 due = max(due + interval_s, loop.time())
                 await asyncio.sleep(due - loop.time())
                 self.load_ms = max((loop.time() - due) * 1000, self.load_ms * 0.7)
@@ -366,6 +394,17 @@ class Peers:
             for peer in self.all():
                 if peer.beating is not None:
                     peer.beating.cancel()
+
+    def _measure(self, targets: list[Peer]) -> None:
+        """Now and then, see how far one of the masters is that get no heartbeats."""
+        self._beats += 1
+        if self._beats % MEASURE_EVERY:
+            return
+        found = [peer for peer in self.masters() if peer not in targets]
+        if found:
+            found.sort(key=lambda peer: peer.member.name)
+            self.probe(found[self._measured % len(found)])
+            self._measured += 1
 
     def probe(self, peer: Peer) -> None:
         """Send a heartbeat now, unless one is under way."""
@@ -427,8 +466,7 @@ class Peers:
         peer.refuses = False
         peer.missed = 0
         peer.faults.clear()
-        took_s = now - sent
-        peer.rtt_s = took_s if not peer.rtt_s else peer.rtt_s * 0.8 + took_s * 0.2
+        peer.rtt_s = averaged(peer.rtt_s, now - sent)
         self._learn(told, sent)
         self._progress.heard([one for one in told.marks if self._is_of_owner(one, told)], sent)
         self._look_for_gaps(peer, now)
@@ -449,12 +487,12 @@ class Peers:
         """What this node says of itself and, with ``names_all``, of others."""
         now = self._clock.monotonic()
         me = self.tenure.member
-        seen = [Seen(me.name, me.role, me.slot, me.url, self._started_ms, 0.0)]
+        seen = [Seen(me.name, me.role, me.slot, me.url, self._started_ms, 0.0, me.zone)]
         for peer in self.all() if names_all else ():
             if peer.heard is not None:
                 m, age_ms = peer.member, (now - peer.heard) * 1000
                 role = MASTER if self.tenure.owns(m) else REPLICA
-                seen.append(Seen(m.name, role, m.slot, m.url, peer.started_ms, age_ms))
+                seen.append(Seen(m.name, role, m.slot, m.url, peer.started_ms, age_ms, m.zone))
         marks = self._progress.watermarks()
         lag_ms, _ = self._progress.lag(self._config.limits.silent_slot_ms)
         vector = self._progress.told
@@ -493,7 +531,7 @@ class Peers:
             self._learn_successor(said[0], told)
         teller = None
         for index, seen in enumerate(said if is_master else said[:1]):
-            member = Member(seen.name, seen.role, seen.slot, seen.url)
+            member = Member(seen.name, seen.role, seen.slot, seen.url, seen.zone)
             peer = self._take(member, seen.started_ms, as_of - seen.age_ms / 1000)
             if index == 0 and peer is not None:
                 peer.vector = self._progress.closings.expand(told.vector)

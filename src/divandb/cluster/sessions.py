@@ -91,9 +91,13 @@ def cookie(slot: str, token: str) -> str:
 class Session:
     """One request's part in its client's session: what it needs, and what it has written."""
 
-    __slots__ = ("concern", "needs", "reached", "slot", "visible", "written")
+    __slots__ = ("concern", "is_repeat", "needs", "reached", "slot", "visible", "written")
 
-    def __init__(self, needs: Token = NOTHING, concern: Concern = Concern.LOCAL) -> None:
+    def __init__(
+        self, needs: Token = NOTHING, concern: Concern = Concern.LOCAL, *, is_repeat: bool = False
+    ) -> None:
+        """``is_repeat``: the client has sent this before, and nobody knows what became of it."""
+        self.is_repeat = is_repeat
         self.needs = needs
         self.concern = concern
         self.written: Vector = {}

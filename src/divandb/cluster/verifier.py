@@ -405,7 +405,7 @@ class Verifier:
     async def _mend_damaged(self) -> None:
         """Ask whoever lives for documents whose rows are damaged here."""
         damaged = dict(self._findings.damaged)
-        for peer in self._peers.live() if damaged else ():
+        for peer in self._peers.nearest() if damaged else ():
             groups: dict[tuple[str, int], list[Key]] = {}
             for key in damaged:
                 if key in self._findings.damaged:

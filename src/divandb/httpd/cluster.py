@@ -8,6 +8,7 @@ from starlette.responses import Response
 from divandb.auth import policy
 from divandb.cluster import messages, removal
 from divandb.cluster.messages import Candidacy
+from divandb.config import MASTER, REPLICA, Member
 from divandb.errors import BadRequest, NotFound
 from divandb.httpd import respond
 from divandb.httpd.call import Call, RouteTable, whole
@@ -22,6 +23,31 @@ async def status(call: Call) -> Response:
     """``GET /_divan/status``: this node, as `divandb status` shows it. For admins and nodes."""
     _check_operator(call)
     return respond.json(call.services.condition())
+
+
+async def topology(call: Call) -> Response:
+    """``GET /_divan/topology``: the members, for clients that choose their node. For all users."""
+    policy.check_known(call.user)
+    peers = call.services.peers
+    tenure = peers.tenure
+    members = [_shown(tenure.member, tenure.role, is_live=not tenure.is_drained)]
+    for peer in peers.all():
+        role = MASTER if tenure.owns(peer.member) else REPLICA
+        is_live = peers.is_live(peer) and not peer.is_drained
+        members.append(_shown(peer.member, role, is_live=is_live))
+    told = {"name": call.services.config.name, "cluster": call.services.cluster}
+    return respond.json({**told, "members": members})
+
+
+def _shown(member: Member, role: str, *, is_live: bool) -> dict[str, object]:
+    return {
+        "name": member.name,
+        "role": role,
+        "slot": member.slot,
+        "url": member.url,
+        "zone": member.zone,
+        "live": is_live,
+    }
 
 
 async def beyond(call: Call) -> Response:
@@ -146,6 +172,7 @@ async def blob(call: Call) -> Response:
 
 ROUTES: RouteTable = [
     ("/_divan/status", {"GET": status}),
+    ("/_divan/topology", {"GET": topology}),
     ("/_divan/beyond", {"POST": beyond}),
     ("/_divan/passed", {"POST": passed}),
     ("/_divan/grant", {"POST": grant}),

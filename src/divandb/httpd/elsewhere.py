@@ -57,7 +57,7 @@ def _others(call: Call) -> list[Peer]:
     if FORWARDED in call.headers:
         return []
     needs = call.session.needs.vector
-    return [p for p in call.services.peers.live() if covers(p.vector, needs)][:PEERS_MAX]
+    return [p for p in call.services.peers.nearest() if covers(p.vector, needs)][:PEERS_MAX]
 
 
 async def awaited(services: Services, attachments: Iterable[Attachment]) -> None:

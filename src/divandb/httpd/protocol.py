@@ -19,8 +19,9 @@ from divandb.httpd.lane import Lane, whole
 from divandb.httpd.peer_lane import PREFIX, Done, Handler, PeerLane
 
 NOT_CLIENTS = frozenset(
-    {b"/_up", b"/_divan/heartbeat", b"/_divan/status", b"/_node/_local/_prometheus"}
-)
+    {b"/_up", b"/_divan/heartbeat", b"/_divan/status", b"/_divan/topology",
+     b"/_node/_local/_prometheus"}
+)  # fmt: skip
 """Who asks for these watches the node. All other requests are of clients, or for clients."""
 REFUSED_S_MAX = 1.0
 """A connection too many is given this time to say what it wants, so that it can hear why not."""

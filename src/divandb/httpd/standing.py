@@ -28,6 +28,8 @@ from divandb.vector import Vector
 AGE_KEPT_S = 0.002
 FORWARDED = "divan-forwarded"
 """On a request that another node passed on: it goes no further."""
+REPEAT = "divan-repeat"
+"""On a write that its client has sent before, and has no answer to."""
 
 
 class Standing:
@@ -110,7 +112,7 @@ class Standing:
         connection = scope.get("divan.connection")
         if connection is not None and connection.token is not None:
             token = token.joined(connection.token)
-        return Session(token, self._concern(scope, headers))
+        return Session(token, self._concern(scope, headers), is_repeat=REPEAT in headers)
 
     def _concern(self, scope: Scope, headers: Headers) -> Concern:
         asked = headers.get("divan-concern")
