@@ -5,7 +5,8 @@
     │   ├── IllegalDocId          400 illegal_docid
     │   ├── IllegalDatabaseName   400 illegal_database_name
     │   ├── DocValidation         400 doc_validation
-    │   └── QueryParseError       400 query_parse_error
+    │   ├── QueryParseError       400 query_parse_error
+    │   └── CompilationError      400 compilation_error
     ├── Unauthorized              401 unauthorized
     ├── Forbidden                 403 forbidden
     ├── NotFound                  404 not_found
@@ -19,6 +20,7 @@
     ├── UnsupportedMediaType      415 bad_content_type
     ├── RangeNotSatisfiable       416 requested_range_not_satisfiable
     ├── NotImplementedHere        501 not_implemented
+    ├── FunctionFailed            500 os_process_error
     ├── TookTooLong               500 timeout
     └── Busy                      503 service_unavailable (with Retry-After)
         └── StorageFull           507 insufficient_storage
@@ -64,6 +66,12 @@ class DocValidation(BadRequest):
 
 class QueryParseError(BadRequest):
     error = "query_parse_error"
+
+
+class CompilationError(BadRequest):
+    """A function of a design document that is none."""
+
+    error = "compilation_error"
 
 
 class Unauthorized(DivanError):
@@ -132,6 +140,12 @@ class RangeNotSatisfiable(DivanError):
 class NotImplementedHere(DivanError):
     status = 501
     error = "not_implemented"
+
+
+class FunctionFailed(DivanError):
+    """A function of a design document was ended, or raised what is no answer."""
+
+    error = "os_process_error"
 
 
 class TookTooLong(DivanError):
