@@ -49,6 +49,7 @@ from divandb.condition import Inside, condition
 from divandb.config import MASTER, BoardAccess, Config, TlsFiles
 from divandb.datadir import is_drained, set_drained
 from divandb.delivery import Delivery
+from divandb.designs import Designs
 from divandb.entry import Entry
 from divandb.errors import DivanError, Removed
 from divandb.finder import Finder
@@ -68,6 +69,7 @@ from divandb.httpd import (
     session,
     snapshots,
     verify,
+    views,
 )
 from divandb.httpd.app import App
 from divandb.httpd.authenticator import Authenticator
@@ -85,6 +87,7 @@ from divandb.link import Link
 from divandb.master import Master
 from divandb.node import Parts, Role
 from divandb.pulse import Sockets, keep_listening, shut
+from divandb.readers import Readers
 from divandb.replica import Replica
 from divandb.senses import Machine, Senses
 from divandb.settings import Settings
@@ -96,11 +99,13 @@ from divandb.store.writer import Writer
 from divandb.telemetry import LineLog
 from divandb.tenure import Tenure
 from divandb.tls import HANDSHAKE_S_MAX, Tls
+from divandb.viewer import Viewer
+from divandb.views.engine import Engine, tended
 
 TABLES: list[RouteTable] = [
     cluster.ROUTES, snapshots.ROUTES, verify.ROUTES,
     session.ROUTES, info.ROUTES, databases.ROUTES, bulk.ROUTES, listing.ROUTES, changes.ROUTES,
-    find.ROUTES,
+    find.ROUTES, views.ROUTES,
     divan.ROUTES, documents.ROUTES, attachments.ROUTES,
 ]  # fmt: skip
 SYSTEM_DATABASES = ("_users", "_replicator")
@@ -330,8 +335,22 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         indexer = Indexer(
             index_file, built, catalog, on_indexes, governor.pace(Work.INDEXES), clock, log
         )  # fmt: skip
-        finder = Finder(reading, disk, index_path, catalog, indexer, clock, limits)
-        stack.callback(finder.close)
+        readers = Readers(disk, index_path, limits.sqlite_cache_bytes_max)
+        stack.callback(readers.close)
+        finder = Finder(reading, readers, catalog, indexer, clock, limits)
+        designs = Designs(reading)
+        building, asking = (
+            Engine(
+                limits.function_memory_bytes_max, limits.function_ms_max,
+                limits.function_idle_s_max, clock, log,
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        stack.callback(building.close)
+        stack.callback(asking.close)
+        viewer = Viewer(
+            designs, readers, catalog, indexer, building, asking, clock, limits
+        )  # fmt: skip
 
         # The writer
         gauge = WalGauge(writing)
@@ -339,7 +358,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         boarded = Reach(outbox.unpublished(reading))
         wrote = asyncio.Event()
         delivery = Delivery(
-            loop, catalog, settings, authenticator, replica, indexer.changed, upkeep, progress,
+            loop, catalog, settings, authenticator, replica, designs, indexer.changed, upkeep,
+            progress,
             boarded, wrote, lambda: ledger.origin, config.slot,
         )  # fmt: skip
         writer = Writer(
@@ -432,7 +452,9 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             cluster=identity.cluster,
             catalog=catalog,
             replica=replica,
+            designs=designs,
             finder=finder,
+            viewer=viewer,
             entry=entry,
             settings=settings,
             authenticator=authenticator,
@@ -442,6 +464,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             stopping=asyncio.Event(),
             compact=upkeep.request,
             compacting=upkeep.compacting,
+            tidy=lambda num: indexer.changed({num}),
             tasks=lambda: [*upkeep.tasks(), *indexer.tasks()],
             progress=progress,
             peers=peers,
@@ -508,6 +531,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             lambda: progress.lag(limits.silent_slot_ms)[0], Machine(clock).look, log,
         )  # fmt: skip
         await stack.enter_async_context(_background(senses.run()))
+        await stack.enter_async_context(_background(tended([building, asking], offload)))
         checkpointer = Checkpointer(disk, gauge, limits)
         stack.callback(checkpointer.close)
         await stack.enter_async_context(

@@ -18,8 +18,9 @@ from divandb.errors import Busy, NotFound, StorageFull, TookTooLong
 from divandb.finder import Finder, Found
 from divandb.indexer import Indexer, Source
 from divandb.mango import options
+from divandb.readers import Readers
 from divandb.store import indexes, queries
-from divandb.store.indexes import FILE_NAME, Built, IndexFile
+from divandb.store.indexes import FILE_NAME, Built, Entry, IndexFile, Recipe
 from divandb.store.ledger import Changes
 from divandb.store.queries import Stretch
 from tests.stores import Lines, StillClock, Store, Time, edit
@@ -35,10 +36,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def by_value(documents: Sequence[tuple[str, bytes]]) -> list[list[tuple[bytes, bytes | None]]]:
+def by_value(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
     """An entry for each of a document's numbers."""
     values = [orjson.loads(body).get("v", []) for _, body in documents]
-    return [[(bytes([value]), b"%d" % value) for value in some] for some in values]
+    return [[(bytes([value]), b"%d" % value, value) for value in some] for some in values]
 
 
 def opened(store: Store) -> IndexFile:
@@ -62,7 +63,7 @@ def put(store: Store, doc_id: str, *values: int, deleted: bool = False) -> None:
 
 def brought_on(file: IndexFile, built: Built, goal: int) -> Built:
     while built.seq < goal:
-        built = file.step(built, goal, by_value)
+        built = file.step(built, goal, Recipe(by_value))
     return built
 
 
@@ -80,7 +81,7 @@ def expected(store: Store) -> list[tuple[bytes, str, bytes | None]]:
     rows = store.rows("SELECT id, body FROM doc WHERE flags & 3 = 0 AND id < '_design/'")
     rows += store.rows("SELECT id, body FROM doc WHERE flags & 3 = 0 AND id >= '_design0'")
     given = zip(rows, by_value(rows), strict=True)
-    return sorted((key, row[0], value) for row, some in given for key, value in some)
+    return sorted((key, row[0], value) for row, some in given for key, value, _ in some)
 
 
 def test_an_index_has_what_the_documents_give(store: Store) -> None:
@@ -128,7 +129,7 @@ def test_whatever_happens_between_steps_the_entries_come_out_right(
                 rows = store.rows("SELECT rev FROM doc WHERE id = ? AND flags & 2 = 0", rest[0])
                 store.do(Purge("x", 1, {rest[0]: [rev for (rev,) in rows]}))
             elif what == "step":
-                built = file.step(built, seq_of(store), by_value)
+                built = file.step(built, seq_of(store), Recipe(by_value))
             elif what in ("restart", "crash"):
                 file.close()
                 store.close() if what == "restart" else store.crash()
@@ -267,8 +268,9 @@ class Bench:
             self.log,
         )  # fmt: skip
         self.clock = StillClock()
+        self.readers = Readers(store.disk, self.file.path, 2**20)
         self.finder = Finder(
-            store.reader, store.disk, self.file.path, self.catalog, self.indexer, self.clock,
+            store.reader, self.readers, self.catalog, self.indexer, self.clock,
             limits or store.limits,
         )  # fmt: skip
         self.fault: Exception | None = None
@@ -283,7 +285,7 @@ class Bench:
         return function(*arguments)
 
     def close(self) -> None:
-        self.finder.close()
+        self.readers.close()
         self.file.close()
 
     async def find(self, selector: Any, **members: Any) -> tuple[list[Any], Found]:
@@ -305,7 +307,7 @@ def bench(store: Store) -> Iterator[Bench]:
 def test_who_waits_for_an_index_gets_it_with_all_changes(bench: Bench) -> None:
     for number in range(300):
         put(bench.store, f"d{number}", number % 7)
-    source = Source(SIGNATURE, by_value, "_design/d")
+    source = Source(SIGNATURE, Recipe(by_value), "_design/d")
 
     async def story() -> None:
         known = bench.catalog.get("x")
@@ -320,7 +322,7 @@ def test_who_waits_for_an_index_gets_it_with_all_changes(bench: Bench) -> None:
 
 def test_a_fault_is_told_to_those_who_wait_and_tried_again(bench: Bench) -> None:
     put(bench.store, "a", 1)
-    source = Source(SIGNATURE, by_value, "_design/d")
+    source = Source(SIGNATURE, Recipe(by_value), "_design/d")
 
     async def story() -> None:
         known = bench.catalog.get("x")
@@ -342,7 +344,7 @@ def test_one_database_that_fails_keeps_no_other_behind(
     def sources(known: Known) -> list[Source]:
         if known.name == "x" and broken:
             raise ValueError("a bug of ours")
-        return [Source(SIGNATURE, by_value, "d")]
+        return [Source(SIGNATURE, Recipe(by_value), "d")]
 
     bench.store.create("y")
     bench.catalog.refresh(Changes(set(), set(), {2}))
@@ -376,7 +378,7 @@ def test_a_build_that_takes_time_is_an_active_task(bench: Bench) -> None:
 
     async def story() -> None:
         known = bench.catalog.get("x")
-        await bench.indexer.current(known, Source(SIGNATURE, slow, "_design/d"))
+        await bench.indexer.current(known, Source(SIGNATURE, Recipe(slow), "_design/d"))
         assert bench.indexer.tasks() == []
 
     asyncio.run(story())
@@ -389,7 +391,7 @@ def test_a_build_that_takes_time_is_an_active_task(bench: Bench) -> None:
 
 def test_indexes_that_no_design_document_names_go(bench: Bench) -> None:
     put(bench.store, "a", 1)
-    named = [Source(SIGNATURE, by_value, "d"), Source(b"2" * 16, by_value, "d")]
+    named = [Source(SIGNATURE, Recipe(by_value), "d"), Source(b"2" * 16, Recipe(by_value), "d")]
     bench.indexer.sources.append(lambda known: named)
 
     async def until(count: int) -> None:

@@ -5,12 +5,13 @@ that does not answer in time, or is gone, is replaced: whoever asked hears why, 
 served by another. The engine's user is one thread at a time.
 """
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -28,8 +29,12 @@ NOTES_MAX: Final = 20
 """Lines of one request that go into the log."""
 STARTS_MAX: Final = 2
 """A request is sent again when its worker is gone: others may have ended it."""
+LOOK_EVERY_S: Final = 5.0
 GONE: Final = "gone"
 _COMMAND: Final = [sys.executable, "-I", "-m", "divandb.views.worker"]
+
+
+Offload = Callable[..., Awaitable[Any]]
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -153,10 +158,16 @@ class Engine:
         process = self._process
         return None if process is None else process.pid
 
+    @property
+    def is_idle(self) -> bool:
+        """Is there a worker that has not been needed for ``idle_s_max``?"""
+        idle_s = self._clock.monotonic() - self._used
+        return self._process is not None and idle_s >= self._idle_s_max
+
     def rest(self) -> None:
-        """End the worker if it has not been needed for ``idle_s_max``."""
+        """End the worker if it is idle."""
         with self._lock:
-            if self._clock.monotonic() - self._used >= self._idle_s_max:
+            if self.is_idle:
                 self._end()
 
     def close(self) -> None:
@@ -175,3 +186,12 @@ class Engine:
         if process is not None:
             process.kill()
             process.wait()
+
+
+async def tended(engines: Sequence[Engine], offload: Offload) -> None:
+    """End workers that nobody needs, until cancelled."""
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        for engine in engines:
+            if engine.is_idle:
+                await offload(engine.rest)
