@@ -19,7 +19,15 @@ from divandb.views.design import PART_BYTES
 from divandb.views.engine import Engine, Program
 from divandb.views.query import Query
 from divandb.views.ranges import AFTER, BEFORE, FIRST_ID, LAST_ID, Stretch, group_of
-from divandb.views.reduce import BUILTINS, Builtin, Row, overflow_reason, overflows, parts
+from divandb.views.reduce import (
+    BUILTINS,
+    Builtin,
+    Row,
+    builtin_of,
+    overflow_reason,
+    overflows,
+    parts,
+)
 
 PAGE_ROWS = 1000
 """Rows of a step."""
@@ -60,12 +68,12 @@ def reducer_of(source: str, program: Program, engine: Engine, context: str) -> R
     """The reducer for a view's reduce function; ``context`` names the view in errors."""
     if not source.startswith("_"):
         return _Script(source, program, engine, context)
-    builtin = BUILTINS.get(source.strip())
-    if builtin is None:
+    name = builtin_of(source)
+    if name is None:
         raise NotImplementedHere(
             f"`{source}` is not a supported reduce function.", error="invalid_design_doc"
         )
-    return _Native(source.strip(), builtin)
+    return _Native(name, BUILTINS[name])
 
 
 class _Native:

@@ -29,10 +29,12 @@ from divandb.store.file import Connection
 from divandb.store.indexes import Built, Entry, Recipe
 from divandb.store.rows import PIECE_BYTES_MAX
 from divandb.views import query as queries
+from divandb.views import raw
 from divandb.views.design import PART_BYTES, View, Views
 from divandb.views.engine import Engine
 from divandb.views.query import Query
 from divandb.views.ranges import Stretch, all_of
+from divandb.views.reduce import parts
 
 ROWS_MIN, ROWS_MAX = 128, 4096
 """Rows of a step: more as long as steps are short."""
@@ -173,8 +175,8 @@ class Viewer:
         if built is None:
             return Head(0, 0)
         whole = all_of(serving.view.part, descending=query.descending)
-        parts = queries.stretches(query, serving.view)
-        before = parts[0].before(whole) if parts else None
+        stretches = queries.stretches(query, serving.view)
+        before = stretches[0].before(whole) if stretches else None
         total: int
         offset: int
         total, offset = await self._readers.run(
@@ -188,8 +190,8 @@ class Viewer:
         """(id, ``"key":…,"value":…``) of each row, in pages."""
         if serving.built is None or not query.limit:
             return
-        parts = queries.stretches(query, serving.view)
-        reading = _Reading(serving.built.num, parts, query, self._clock)
+        stretches = queries.stretches(query, serving.view)
+        reading = _Reading(serving.built.num, stretches, query, self._clock)
         async for page in self._steps(known, serving, reading):
             if page:
                 yield page
@@ -248,11 +250,16 @@ def entries_of(answer: str) -> list[Entry]:
     found: list[Entry] = []
     for number, emitted in enumerate(_decode_rows(answer)):
         part = number.to_bytes(PART_BYTES, "big")
-        for raw_key, raw_value in emitted:
-            key, value = bytes(raw_key), bytes(raw_value)
-            text = b'"key":%b,"value":%b' % (key, value)
-            found.append((part + keys.encoded(orjson.loads(key)), text, _number(value)))
+        made = [_entry(part, bytes(key), bytes(value)) for key, value in emitted]
+        if len({key for key, _, _ in made}) < len(made):
+            made.sort(key=lambda entry: (entry[0], raw.order(orjson.loads(parts(entry[1])[1]))))
+        found += made
     return found
+
+
+def _entry(part: bytes, key: bytes, value: bytes) -> tuple[bytes, bytes, float | None]:
+    text = b'"key":%b,"value":%b' % (key, value)
+    return part + keys.encoded(orjson.loads(key)), text, _number(value)
 
 
 def _number(value: bytes) -> float | None:

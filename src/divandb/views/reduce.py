@@ -279,3 +279,8 @@ BUILTINS: Final[dict[str, Builtin]] = {
     "_stats": Stats(),
     "_approx_count_distinct": Distinct(),
 }
+
+
+def builtin_of(source: str) -> str | None:
+    """The name of the built-in function that a source begins with, as CouchDB reads it."""
+    return next((name for name in BUILTINS if source.startswith(name)), None)
