@@ -220,7 +220,7 @@ class Entry:
                 except DivanError as refusal:
                     results[place] = refusal
             try:
-                places = await self._carried_out(known, documents, fixed, results, concern)
+                places = await self._carried_out(known, ctx, documents, fixed, results, concern)
             except NotFound:
                 if not self._is_behind:
                     raise
@@ -232,6 +232,7 @@ class Entry:
     async def _carried_out(
         self,
         known: Known,
+        ctx: UserContext,
         documents: Sequence[Prepared],
         fixed: dict[int, Edit | Graft],
         results: list[WriteResult],
@@ -241,7 +242,7 @@ class Entry:
         if not fixed:
             return []
         writes = list(fixed.values())
-        command = WriteDocuments(known.name, known.generation, writes)
+        command = _command(known, ctx, writes)
         answers = await self.execute(command, _size(writes), concern=concern)
         if self._is_behind and any(
             isinstance(result, Conflict) and _is_parent_ours(write, documents[place])
@@ -316,7 +317,7 @@ class Entry:
             else:
                 done(result)
 
-        command = WriteDocuments(known.name, known.generation, [edit])
+        command = _command(known, ctx, [edit])
         job = Job(command, len(edit.body), answered)
         job.needs, job.concern = self._session.needs.vector, self._session.concern
         self._submit(job)
@@ -503,6 +504,10 @@ class Entry:
         name, generation = (known.name, known.generation) if known else (None, 0)
         command = SetRegister(name, generation, kind, key, value, self._hlc.stamp())
         await self.execute(command, len(value or b""), concern=concern)
+
+
+def _command(known: Known, ctx: UserContext, writes: list[Edit | Graft]) -> WriteDocuments:
+    return WriteDocuments(known.name, known.generation, writes, user=(ctx.name, ctx.roles))
 
 
 def _settle(answer: asyncio.Future[Any], job: Job) -> None:

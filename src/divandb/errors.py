@@ -13,6 +13,7 @@
     ├── MethodNotAllowed          405 method_not_allowed
     ├── Conflict                  409 conflict
     ├── Removed                   410 removed
+    ├── Gone                      410 gone
     ├── PreconditionFailed        412 precondition_failed
     │   ├── FileExists            412 file_exists
     │   └── MissingStub           412 missing_stub
@@ -21,6 +22,7 @@
     ├── RangeNotSatisfiable       416 requested_range_not_satisfiable
     ├── NotImplementedHere        501 not_implemented
     ├── FunctionFailed            500 os_process_error
+    │   └── FunctionEnded         500 os_process_error
     ├── TookTooLong               500 timeout
     └── Busy                      503 service_unavailable (with Retry-After)
         └── StorageFull           507 insufficient_storage
@@ -94,6 +96,11 @@ class MethodNotAllowed(DivanError):
     error = "method_not_allowed"
 
 
+class Gone(DivanError):
+    status = 410
+    error = "gone"
+
+
 class Conflict(DivanError):
     status = 409
     error = "conflict"
@@ -146,6 +153,10 @@ class FunctionFailed(DivanError):
     """A function of a design document was ended, or raised what is no answer."""
 
     error = "os_process_error"
+
+
+class FunctionEnded(FunctionFailed):
+    """It took too long, or too much memory."""
 
 
 class TookTooLong(DivanError):

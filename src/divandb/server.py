@@ -64,6 +64,7 @@ from divandb.httpd import (
     divan,
     documents,
     find,
+    functions,
     info,
     listing,
     session,
@@ -83,6 +84,7 @@ from divandb.httpd.services import Services
 from divandb.httpd.standing import Standing
 from divandb.indexer import Indexer
 from divandb.joining import join
+from divandb.judge import Judge
 from divandb.link import Link
 from divandb.master import Master
 from divandb.node import Parts, Role
@@ -105,7 +107,7 @@ from divandb.views.engine import Engine, tended
 TABLES: list[RouteTable] = [
     cluster.ROUTES, snapshots.ROUTES, verify.ROUTES,
     session.ROUTES, info.ROUTES, databases.ROUTES, bulk.ROUTES, listing.ROUTES, changes.ROUTES,
-    find.ROUTES, views.ROUTES,
+    find.ROUTES, views.ROUTES, functions.ROUTES,
     divan.ROUTES, documents.ROUTES, attachments.ROUTES,
 ]  # fmt: skip
 SYSTEM_DATABASES = ("_users", "_replicator")
@@ -346,8 +348,6 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             )
             for _ in range(2)
         )  # fmt: skip
-        stack.callback(building.close)
-        stack.callback(asking.close)
         viewer = Viewer(
             designs, readers, catalog, indexer, building, asking, clock, limits
         )  # fmt: skip
@@ -409,9 +409,16 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         )  # fmt: skip
         witness.differs, witness.doubted = verifier.notice, scanner.doubt
         needs = Needs(progress, peers, fetcher.fetch, limits)
+        functions_pool = ThreadPoolExecutor(1, thread_name_prefix="functions")
+        stack.callback(functions_pool.shutdown, cancel_futures=True)
+
+        async def on_functions(function: Any, *arguments: Any) -> Any:
+            return await loop.run_in_executor(functions_pool, function, *arguments)
+
+        judge = Judge(designs, catalog, replica, asking, on_functions)
         desk = Desk(
             writer.submit, config.slot, progress, boarded if config.board else None, peers,
-            needs, clock, limits,
+            needs, clock, limits, judge,
         )  # fmt: skip
         courier = Courier(peers, desk.submit, clock, limits)
         stack.push_async_callback(courier.close)
@@ -455,6 +462,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             designs=designs,
             finder=finder,
             viewer=viewer,
+            functions=functools.partial(on_functions, asking.ask),
             entry=entry,
             settings=settings,
             authenticator=authenticator,
@@ -525,6 +533,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         peers.expelled = leaving.set
         await stack.enter_async_context(_background(_leave(leaving, execute)))
         await stack.enter_async_context(_background(verifier.run()))
+        stack.callback(building.close)  # before the threads that may wait for them are
+        stack.callback(asking.close)
         await stack.enter_async_context(_background(indexer.run()))
         senses = Senses(
             governor, lambda: node.asked(),

@@ -541,12 +541,22 @@ def _open_peers(node: Node) -> None:
     node.witness.differs, node.witness.doubted = node.verifier.notice, node.scanner.doubt
 
 
+class NoFunctions:
+    """Design documents without functions: there are no workers here."""
+
+    def is_asked(self, command: WriteDocuments) -> bool:
+        return False
+
+    async def refusals(self, command: WriteDocuments) -> dict[int, DivanError]:
+        raise AssertionError("nobody asks")
+
+
 def _open_front(node: Node) -> None:
     config, limits = node.config, node.config.limits
     needs = Needs(node.progress, node.peers, node.fetcher.fetch, limits)
     desk = Desk(
         node.writer.submit, config.slot, node.progress, node.boarded, node.peers,
-        needs, node.clock, limits,
+        needs, node.clock, limits, NoFunctions(),
     )  # fmt: skip
     courier = Courier(node.peers, desk.submit, node.clock, limits)
     desk.elsewhere = courier.submit

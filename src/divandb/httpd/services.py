@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from divandb.catalog import Catalog
 from divandb.clock import Clock, Rng
@@ -40,6 +40,8 @@ class Services:
     designs: Designs
     finder: Finder
     viewer: Viewer
+    functions: Callable[..., Awaitable[list[str]]]
+    """Calls a function of a design document, as `views.engine.Engine.ask`."""
     entry: Entry
     settings: Settings
     authenticator: Authenticator

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from divandb.clock import Clock
-from divandb.errors import CompilationError, DivanError, FunctionFailed
+from divandb.errors import Busy, CompilationError, DivanError, FunctionEnded, FunctionFailed
 from divandb.telemetry import Log
 from divandb.views import worker
 from divandb.views.worker import LENGTH, Fault, Reply, Request
@@ -63,6 +63,7 @@ class Engine:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._used = clock.monotonic()
+        self._is_closed = False
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Reply).decode
 
@@ -72,9 +73,12 @@ class Engine:
         """The answers, as JSON, to the first of these calls of a function of `program.js`, to one
         at least; what a function raises where that is no answer is raised.
 
-        ``labels`` name what each call is about. Raises ``FunctionFailed``, ``CompilationError``.
+        ``labels`` name what each call is about. Raises ``FunctionFailed``, ``CompilationError``,
+        and ``Busy`` when the node stops.
         """
         with self._lock:
+            if self._is_closed:
+                raise Busy("The node stops.")
             reply = self._answered(program, Request(program.name, None, function, list(calls)))
         for line in reply.notes[:NOTES_MAX]:
             self._log.event("a function says", design=program.label, text=line)
@@ -93,6 +97,8 @@ class Engine:
                     return reply
                 except (ConnectionError, msgspec.MsgspecError):
                     self._end()
+                    if self._is_closed:
+                        break
             return Reply([], [], Fault(GONE, "", ""))
         except TimeoutError:
             self._end()
@@ -149,8 +155,8 @@ class Engine:
         elif fault.kind == GONE:
             done = f"ended its process{where}"
         else:
-            done = f"raised {fault.message}{where}"
-        return FunctionFailed(f"{what} {done}.")
+            return FunctionFailed(f"{what} raised {fault.message}{where}.")
+        return FunctionEnded(f"{what} {done}.")
 
     @property
     def pid(self) -> int | None:
@@ -172,6 +178,7 @@ class Engine:
 
     def close(self) -> None:
         """End the worker. One that is at work is not waited for."""
+        self._is_closed = True
         process = self._process
         if process is not None:
             process.kill()
