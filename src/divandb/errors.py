@@ -23,6 +23,7 @@
     ├── NotImplementedHere        501 not_implemented
     ├── FunctionFailed            500 os_process_error
     │   └── FunctionEnded         500 os_process_error
+    ├── InvalidValue              500 invalid_value
     ├── TookTooLong               500 timeout
     └── Busy                      503 service_unavailable (with Retry-After)
         └── StorageFull           507 insufficient_storage
@@ -157,6 +158,12 @@ class FunctionFailed(DivanError):
 
 class FunctionEnded(FunctionFailed):
     """It took too long, or too much memory."""
+
+
+class InvalidValue(DivanError):
+    """A value that a built-in reduce function cannot take."""
+
+    error = "invalid_value"
 
 
 class TookTooLong(DivanError):

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 import orjson
 
-from divandb.errors import DivanError
+from divandb.errors import InvalidValue
 
 SUM_ERROR: Final = (
     "The _sum function requires that map values be numbers, arrays of numbers, or objects. "
@@ -53,12 +53,6 @@ def parts(text: bytes) -> tuple[bytes, bytes]:
     """Key and value of a row, as JSON."""
     found = _decode_parts(b"{%b}" % text)
     return bytes(found.key), bytes(found.value)
-
-
-class InvalidValue(DivanError):
-    """A value that a built-in function cannot take."""
-
-    error = "invalid_value"
 
 
 class Builtin(Protocol):
