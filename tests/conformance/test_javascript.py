@@ -113,6 +113,14 @@ def test_what_is_emitted_becomes_json_as_javascript_has_it(engine: Engine) -> No
     ]
 
 
+def test_many_rows_and_long_texts_come_whole(engine: Engine) -> None:
+    found = rows(engine, "function(doc) { for (var n = 0; n < 5000; n++) emit(n, doc._id + n) }")
+    assert found == [[number, f"a{number}"] for number in range(5000)]
+    sums = "var t = ''; for (var n = 0; n < 20000; n++) t += 'x' + n; emit(t.length, t)"
+    ((length, text),) = rows(engine, f"function(doc) {{ {sums} }}")
+    assert text == "".join(f"x{number}" for number in range(20000)) and length == len(text)
+
+
 def test_half_a_character_is_replaced_and_an_escape_that_is_text_is_kept(engine: Engine) -> None:
     found = rows(engine, r"function(doc) { emit('a\ud83d', '\\ud83d\ud83d\ud83d') }")
     assert found == [["a\ufffd", "\\ud83d\ufffd\ufffd"]]

@@ -150,7 +150,8 @@ var __divan = (function (global) {
         all.push("[]");
       }
     }
-    return "[" + all.join() + "]";
+    // Joined, not added: the engine keeps long sums of strings as trees, which do not go out.
+    return ["[", all.join(), "]"].join("");
   }
 
   function reduced(source, keys, values, again) {
