@@ -15,7 +15,7 @@ from divandb.catalog import Catalog, Known
 from divandb.clock import Clock
 from divandb.errors import BadRequest, DivanError, FunctionFailed, NotFound
 from divandb.governor import Pace
-from divandb.store.indexes import Built, IndexFile, Recipe
+from divandb.store.indexes import STEP_ROWS_MAX, Built, IndexFile, Recipe
 from divandb.store.writer import as_refusal
 from divandb.telemetry import Log
 
@@ -145,6 +145,14 @@ class Indexer:
                 raise NotFound("missing")
         return found
 
+    def nearly(self, known: Known, signature: bytes) -> asyncio.Future[None] | None:
+        """If an index is being brought on, and one step is left: done when it is there."""
+        work = self._works.get((known.num, signature))
+        found = self.find(known, signature)
+        if work is None or work.goal - (found.seq if found else 0) > STEP_ROWS_MAX:
+            return None
+        return work.wait(work.goal)
+
     def begin(self, known: Known, source: Source) -> None:
         """Have an index brought on, and wait for nothing."""
         reached = self._bring_on(known, source, self._catalog.counters(known).seq)
@@ -241,6 +249,18 @@ class Indexer:
             "total_changes": total,
             "started_on": work.started_ms // 1000,
             "updated_on": work.updated_ms // 1000,
+        }
+
+    def status(self) -> dict[str, object]:
+        """How many indexes there are, what is under way, and what waits since a function fails."""
+        now = self._clock.monotonic()
+        return {
+            "kept": len(self._built),
+            "building": self.tasks(),
+            "failing": [
+                {"reason": failure.fault.reason, "again_s": max(round(failure.until - now), 0)}
+                for failure in self._failures.values()
+            ],
         }
 
     # By itself

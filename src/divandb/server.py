@@ -449,8 +449,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             functools.partial(set_drained, config.data), log,
         )  # fmt: skip
         inside = Inside(
-            config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, writer,
-            courier, governor, replica.hot, drain, ledger.alarms, reading, clock,
+            config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, indexer,
+            writer, courier, governor, replica.hot, drain, ledger.alarms, reading, clock,
         )  # fmt: skip
         warming = Warming(peers, replica, governor.pace(Work.COPIES), clock)
         services = Services(

@@ -9,6 +9,7 @@ answered by the one before, which stays until the new one has come as far as the
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from divandb.catalog import Catalog, Known
 from divandb.clock import Clock
 from divandb.config import Limits
 from divandb.designs import Design, Designs
-from divandb.errors import Busy, NotFound, TookTooLong
+from divandb.errors import Busy, DivanError, NotFound, TookTooLong
 from divandb.indexer import Indexer, Source
 from divandb.mango import keys
 from divandb.readers import Readers
@@ -39,6 +40,8 @@ from divandb.views.reduce import parts
 ROWS_MIN, ROWS_MAX = 128, 4096
 """Rows of a step: more as long as steps are short."""
 STEP_S = 0.03
+LAST_STEP_S_MAX = 0.25
+"""Who does not wait for an index waits so long for the last step of one that is under way."""
 LEAP_ROWS_MAX = 20_000
 """Rows that a step passes over."""
 _TIMEOUT = "The request could not be processed in a reasonable amount of time."
@@ -142,6 +145,8 @@ class Viewer:
             return Serving(views, view, built)
         if update == "lazy":
             self._indexer.begin(known, source)
+        else:
+            await self._last_step(known, source)
         found = self._indexer.find(known, views.signature)
         if found is None or not is_complete(found):
             for older in reversed(self._indexer.under(known, views.id)):
@@ -149,6 +154,14 @@ class Viewer:
                 if before is not None:
                     return before
         return Serving(views, view, found)
+
+    async def _last_step(self, known: Known, source: Source) -> None:
+        """What is all but there is waited for, for a moment."""
+        reached = self._indexer.nearly(known, source.signature)
+        if reached is not None:
+            with contextlib.suppress(TimeoutError, DivanError):
+                async with asyncio.timeout(LAST_STEP_S_MAX):
+                    await reached
 
     def _before(self, older: Built, now: bytes, name: str) -> Serving | None:
         """The view of an earlier version, if that can answer."""

@@ -34,7 +34,7 @@ UPDATES = {
         return [doc, {code: 202, headers: {'X-N': '' + doc.n}, json: {n: doc.n}}];
     }""",
     "echo": "function(doc, req) { return [null, req.method + ' ' + req.body + toJSON(req.form)] }",
-    "bytes": "function(d, req) { return [null, {base64: 'AAEC', headers: {'content-type': 'a/b'}}] }",
+    "bytes": "function(d, r) { return [null, {base64: 'AAEC', headers: {'content-type': 'a/b'}}] }",
     "bad": "function(doc, req) { return [null, {headers: {'x': 'a\\r\\nb: c'}}] }",
     "none": "function(doc, req) { return 'x' }",
 }

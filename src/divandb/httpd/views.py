@@ -1,7 +1,8 @@
 """``/{db}/_design/{ddoc}/_view/{view}`` and ``…/queries``, ``_info``, ``_view_cleanup``."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -10,13 +11,16 @@ from starlette.responses import Response
 
 from divandb.auth import policy
 from divandb.catalog import Known
+from divandb.config import REPLICA
 from divandb.designs import Design
 from divandb.errors import BadRequest, NotFound, QueryParseError, TooLarge
 from divandb.httpd import elsewhere, parameters, pieces, render, respond
-from divandb.httpd.call import Call, RouteTable, encode_json
+from divandb.httpd.call import Call, RouteTable, encode_json, json_object
+from divandb.httpd.forward import PASSED_ON
 from divandb.httpd.listing import ADMIN_ONLY
 from divandb.httpd.pieces import Pieces
 from divandb.httpd.respond import JSON
+from divandb.httpd.standing import FORWARDED
 from divandb.replica import BETWEEN, DELETED, Replica, Revision, Row
 from divandb.viewer import Serving, Viewer
 from divandb.views import query as queries
@@ -40,14 +44,6 @@ _FLAGS = frozenset(
      "att_encoding_info", "reduce", "group"}
 )  # fmt: skip
 _STALE: dict[Any, bool | str] = {"ok": False, "update_after": "lazy"}
-_CHECKS: dict[str, Callable[[Any], None]] = {
-    "stable": parameters.one_of(*_TRUE, *_FALSE, name="stable"),
-    "sorted": lambda value: _discard(parameters.boolean(value)),
-}
-
-
-def _discard(value: object) -> None:
-    """It was only to be checked."""
 
 
 def read_query(base: Query, items: Iterable[tuple[str, Any]], *, decoded: bool) -> Query:
@@ -73,10 +69,13 @@ def read_query(base: Query, items: Iterable[tuple[str, Any]], *, decoded: bool) 
             found[name] = parameters.boolean(value)
         elif name == "stale":
             found["update"] = _stale(value)
+            found["stable"] = True
+        elif name == "stable":
+            found["stable"] = _stable(value)
         elif name == "update":
             found["update"] = _update(value)
-        elif name in _CHECKS:
-            _CHECKS[name](value)
+        elif name == "sorted":
+            parameters.boolean(value)
         elif name == "partition":
             raise QueryParseError("`partition` parameter is not supported in this design doc")
     return msgspec.structs.replace(base, **found)
@@ -93,6 +92,12 @@ def _stale(value: Any) -> bool | str:
     if value not in _STALE:
         raise QueryParseError("Invalid value for `stale`.")
     return _STALE[value]
+
+
+def _stable(value: Any) -> bool:
+    if value not in (*_TRUE, *_FALSE):
+        raise QueryParseError("Invalid value for `stable`.")
+    return value in _TRUE
 
 
 def _update(value: Any) -> bool | str:
@@ -123,9 +128,11 @@ async def view(call: Call) -> Response:
     """``GET`` and ``POST /{db}/_design/{ddoc}/_view/{view}``."""
     known, design = _design(call)
     base, items = Query(), call.query.multi_items()
+    data = b""
     if call.method == "POST":
         call.check_json_content_type()
-        body = await call.json_object()
+        data = await call.body()
+        body = json_object(data)
         if "queries" in body:
             raise BadRequest("The `queries` parameter is no longer supported at this endpoint")
         keys = body.get("keys")
@@ -136,6 +143,10 @@ async def view(call: Call) -> Response:
         raise BadRequest("`keys` parameter must be an array.")
     query = read_query(base, items, decoded=False)
     queries.check(query, design.views.view(call.path("view")))
+    if query.stable and query.update is not True:
+        passed_on = await _at_its_node(call, known, design, data)
+        if passed_on is not None:
+            return passed_on
     serving = await _serving(call, known, design, query)
     answer = _Answer(call, known, serving, _checked(call, query, serving))
     return await pieces.answer(_only(answer), JSON, {}, live=False)
@@ -167,6 +178,26 @@ def _design(call: Call) -> tuple[Known, Design]:
         policy.check_server_admin(call.user)
     known = call.database()
     return known, call.services.designs.get(known, call.path("ddoc"))
+
+
+async def _at_its_node(call: Call, known: Known, design: Design, body: bytes) -> Response | None:
+    """The answer of the node that all of ``stable`` queries of a design document go to, so that who
+    asks again gets no older rows; None if it is this one, or does not answer.
+    """
+    services = call.services
+    own = services.config.member
+    live = {peer.member.name: peer for peer in services.peers.live()}
+    members = [own, *(peer.member for peer in live.values())]
+    names = [one.name for one in members if one.role == REPLICA] or [one.name for one in members]
+    what = f"{known.name}/{design.id}/"
+    name = max(names, key=lambda one: blake2b(f"{what}{one}".encode(), digest_size=8).digest())
+    if name == own.name or FORWARDED in call.headers:
+        return None
+    path = call.request.scope["path"]
+    answer = await services.forwarder.attempt(call.request, path, live[name], body)
+    if answer is not None:
+        call.request.scope[PASSED_ON] = True
+    return answer
 
 
 async def _serving(call: Call, known: Known, design: Design, query: Query) -> Serving:

@@ -33,6 +33,8 @@ class Query(msgspec.Struct, frozen=True):
     group: bool | None = None
     group_level: int | None = None
     update: bool | Literal["lazy"] = True
+    stable: bool = False
+    """Is the same node to answer each time?"""
 
     def is_reduced(self, view: View) -> bool:
         """Are rows reduced?"""
