@@ -145,13 +145,14 @@ class Indexer:
                 raise NotFound("missing")
         return found
 
-    def nearly(self, known: Known, signature: bytes) -> asyncio.Future[None] | None:
-        """If an index is being brought on, and one step is left: done when it is there."""
-        work = self._works.get((known.num, signature))
-        found = self.find(known, signature)
-        if work is None or work.goal - (found.seq if found else 0) > STEP_ROWS_MAX:
+    def nearly(self, known: Known, source: Source) -> asyncio.Future[None] | None:
+        """Done when an index has what the database has now, if one step is left until then."""
+        goal = self._catalog.counters(known).seq
+        found = self.find(known, source.signature)
+        done = found.seq if found is not None else 0
+        if (found is not None and done >= goal) or goal - done > STEP_ROWS_MAX:
             return None
-        return work.wait(work.goal)
+        return self._bring_on(known, source, goal)
 
     def begin(self, known: Known, source: Source) -> None:
         """Have an index brought on, and wait for nothing."""

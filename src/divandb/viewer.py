@@ -41,7 +41,7 @@ ROWS_MIN, ROWS_MAX = 128, 4096
 """Rows of a step: more as long as steps are short."""
 STEP_S = 0.03
 LAST_STEP_S_MAX = 0.25
-"""Who does not wait for an index waits so long for the last step of one that is under way."""
+"""Who asks for a ``stable`` answer waits so long for the last step of an index."""
 LEAP_ROWS_MAX = 20_000
 """Rows that a step passes over."""
 _TIMEOUT = "The request could not be processed in a reasonable amount of time."
@@ -132,7 +132,15 @@ class Viewer:
 
     # Queries
 
-    async def serving(self, known: Known, design: Design, name: str, update: bool | str) -> Serving:
+    async def serving(
+        self,
+        known: Known,
+        design: Design,
+        name: str,
+        update: bool | str,
+        *,
+        stable: bool = False,
+    ) -> Serving:
         """The view of that name, as far as the query wants it to be brought on.
 
         Raises ``NotFound``, ``FunctionFailed``, ``CompilationError``, ``TookTooLong``.
@@ -145,7 +153,7 @@ class Viewer:
             return Serving(views, view, built)
         if update == "lazy":
             self._indexer.begin(known, source)
-        else:
+        elif stable:
             await self._last_step(known, source)
         found = self._indexer.find(known, views.signature)
         if found is None or not is_complete(found):
@@ -157,11 +165,11 @@ class Viewer:
 
     async def _last_step(self, known: Known, source: Source) -> None:
         """What is all but there is waited for, for a moment."""
-        reached = self._indexer.nearly(known, source.signature)
+        reached = self._indexer.nearly(known, source)
         if reached is not None:
             with contextlib.suppress(TimeoutError, DivanError):
                 async with asyncio.timeout(LAST_STEP_S_MAX):
-                    await reached
+                    await asyncio.shield(reached)
 
     def _before(self, older: Built, now: bytes, name: str) -> Serving | None:
         """The view of an earlier version, if that can answer."""

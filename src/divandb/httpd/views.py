@@ -201,7 +201,9 @@ async def _at_its_node(call: Call, known: Known, design: Design, body: bytes) ->
 
 
 async def _serving(call: Call, known: Known, design: Design, query: Query) -> Serving:
-    return await call.services.viewer.serving(known, design, call.path("view"), query.update)
+    return await call.services.viewer.serving(
+        known, design, call.path("view"), query.update, stable=query.stable
+    )
 
 
 async def info(call: Call) -> Response:
