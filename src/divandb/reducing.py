@@ -179,13 +179,15 @@ class _Open:
         """Is a row of this encoded key in it?"""
         return key == self._beginning if self._exact else key.startswith(self._beginning)
 
-    def rest(self, part: Stretch) -> Stretch:
-        """What of a stretch, in which it has begun, may still be of the group."""
+    def within(self, stretch: Stretch) -> Stretch:
+        """What of a stretch is of the group."""
         beginning = self._beginning
-        if part.descending:
-            return Stretch(max(part.low, (beginning, FIRST_ID, BEFORE), key=_key), part.high, True)
         end = (beginning, LAST_ID, AFTER) if self._exact else (beginning + ABOVE, FIRST_ID, BEFORE)
-        return Stretch(part.low, min(part.high, end, key=_key))
+        return Stretch(
+            max(stretch.low, (beginning, FIRST_ID, BEFORE), key=_key),
+            min(stretch.high, end, key=_key),
+            stretch.descending,
+        )
 
 
 def _key(place: tuple[bytes, str | bytes, int]) -> bytes:
@@ -200,6 +202,9 @@ class Groups:
     def __init__(self, built: int, parts: list[Stretch], query: Query, reducer: Reducer) -> None:
         self._built = built
         self._parts = parts[::-1]
+        if parts:
+            self._stretch = parts[0]
+            """The one that is being read, as a whole."""
         self._level = query.level
         self._skip = query.skip
         self._left = query.limit
@@ -222,30 +227,35 @@ class Groups:
             self._open = _Open(b"null", part.low[0][:PART_BYTES], exact=False)
             self._open.pages = 1
         if self._sums and self._open is not None and self._open.pages:
-            self._add_up(connection, part, self._open)
+            self._add_up(connection, self._open)
         else:
             self._read(connection, part)
 
-    def _add_up(self, connection: Connection, part: Stretch, group: _Open) -> None:
-        """All that is left of a group, in SQL."""
-        rest = group.rest(part)
+    def _add_up(self, connection: Connection, group: _Open) -> None:
+        """A group in SQL: all of it, for a range between two keys is added up faster than its rest
+        behind a row.
+        """
+        whole = self._stretch
+        within = group.within(whole)
         squares = self._sums == "squares"
-        totals = rows.totals(connection, self._built, rest.low, rest.high, squares=squares)
+        totals = rows.totals(connection, self._built, within.low, within.high, squares=squares)
         state = self._reducer.of_totals(totals) if totals is not None and totals.rows else None
         if totals is None or (totals.rows and state is None):
             self._sums = ""
             return
-        if totals.rows:
-            group.states.append(state)
+        group.rows = []
+        group.states = [state] if totals.rows else []
         group.pages = 0
-        if (rest.low is part.low) if part.descending else (rest.high is part.high):
+        if (within.low is whole.low) if whole.descending else (within.high is whole.high):
             self._end_part()
         else:
-            self._parts[-1] = part.behind(rest.low if part.descending else rest.high)
+            self._parts[-1] = whole.behind(within.low if whole.descending else within.high)
 
     def _end_part(self) -> None:
         self._parts.pop()
         self._close()
+        if self._parts:
+            self._stretch = self._parts[-1]
 
     def _read(self, connection: Connection, part: Stretch) -> None:
         found, is_more = rows.page(

@@ -24,7 +24,7 @@ _LEAP = f"""
 SELECT key, id, n FROM indexes.entry WHERE {_WHERE}
 ORDER BY key {{order}}, id {{order}}, n {{order}} LIMIT 1 OFFSET ?
 """
-_COUNT = f"SELECT count(*) FROM indexes.entry WHERE {_WHERE}"
+_COUNT = "SELECT count(*) FROM indexes.entry WHERE built = ? AND {where}"
 _HELD = "SELECT entries FROM indexes.held WHERE built = ? AND part = ?"
 # Comparing keys alone is three times as fast; where a place is not at the edge of a key it will
 # not do.
@@ -74,7 +74,8 @@ def leap(
 
 def count(connection: Connection, built: int, low: Place, high: Place) -> int:
     """How many rows there are between two places."""
-    found: Any = connection.execute(_COUNT, (built, *low, *high)).fetchone()
+    where, bindings = _between(low, high)
+    found: Any = connection.execute(_COUNT.format(where=where), (built, *bindings)).fetchone()
     number: int = found[0]
     return number
 
@@ -101,14 +102,14 @@ def totals(
 
 
 def _between(low: Place, high: Place) -> tuple[str, Sequence[bytes | str | int]]:
-    if _is_before_key(low) and (_is_before_key(high) or _is_after_key(high)):
-        return f"key >= ? AND key {'<' if _is_before_key(high) else '<='} ?", (low[0], high[0])
+    if _is_at_edge(low) and _is_at_edge(high):
+        after = ">=" if low[2] < 0 else ">"
+        upto = "<" if high[2] < 0 else "<="
+        return f"key {after} ? AND key {upto} ?", (low[0], high[0])
     return "(key, id, n) > (?, ?, ?) AND (key, id, n) < (?, ?, ?)", (*low, *high)
 
 
-def _is_before_key(place: Place) -> bool:
-    return place[1] == "" and place[2] < 0
-
-
-def _is_after_key(place: Place) -> bool:
-    return isinstance(place[1], bytes) and place[2] > 0
+def _is_at_edge(place: Place) -> bool:
+    """Is it before or behind all rows of its key?"""
+    _, doc_id, n = place
+    return (doc_id == "" and n < 0) or (isinstance(doc_id, bytes) and n > 0)
