@@ -61,7 +61,7 @@ class Reducer(Protocol):
         ...
 
     sums: str
-    """What is wanted of SQL: nothing, ``totals``, or ``squares`` as well."""
+    """What is wanted of SQL: nothing, or what ``rows.totals`` takes."""
 
 
 def reducer_of(source: str, program: Program, engine: Engine, context: str) -> Reducer:
@@ -82,7 +82,7 @@ class _Native:
     def __init__(self, name: str, builtin: Builtin) -> None:
         self._name = name
         self._builtin = builtin
-        self.sums = {"_count": "totals", "_sum": "totals", "_stats": "squares"}.get(name, "")
+        self.sums = {"_count": rows.COUNT, "_sum": rows.SUM, "_stats": rows.STATS}.get(name, "")
 
     def reduce(self, pieces: Sequence[Sequence[Row]]) -> list[Any]:
         return [self._builtin.reduce(piece) for piece in pieces]
@@ -237,8 +237,7 @@ class Groups:
         """
         whole = self._stretch
         within = group.within(whole)
-        squares = self._sums == "squares"
-        totals = rows.totals(connection, self._built, within.low, within.high, squares=squares)
+        totals = rows.totals(connection, self._built, within.low, within.high, self._sums)
         state = self._reducer.of_totals(totals) if totals is not None and totals.rows else None
         if totals is None or (totals.rows and state is None):
             self._sums = ""

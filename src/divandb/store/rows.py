@@ -24,26 +24,25 @@ _LEAP = f"""
 SELECT key, id, n FROM indexes.entry WHERE {_WHERE}
 ORDER BY key {{order}}, id {{order}}, n {{order}} LIMIT 1 OFFSET ?
 """
-_COUNT = "SELECT count(*) FROM indexes.entry WHERE built = ? AND {where}"
 _HELD = "SELECT entries FROM indexes.held WHERE built = ? AND part = ?"
 # Comparing keys alone is three times as fast; where a place is not at the edge of a key it will
 # not do.
-_TOTALS = """
-SELECT count(*), count(number), sum(number), min(number), max(number){more}
-FROM indexes.entry WHERE built = ? AND {where}
-"""
+_TOTALS = "SELECT {what} FROM indexes.entry WHERE built = ? AND {where}"
+COUNT, SUM = "count(*)", "count(*), count(number), sum(number)"
+STATS = f"{SUM}, min(number), max(number), sum(number * number)"
+"""What SQL is asked to find."""
 
 
 class Totals(NamedTuple):
     """What SQL finds of many rows at once."""
 
     rows: int
-    numbers: int
+    numbers: int = 0
     """How many of their values are numbers."""
-    sum: float
-    min: float
-    max: float
-    squares: float
+    sum: float = 0
+    min: float = 0
+    max: float = 0
+    squares: float = 0
 
 
 def page(
@@ -74,10 +73,9 @@ def leap(
 
 def count(connection: Connection, built: int, low: Place, high: Place) -> int:
     """How many rows there are between two places."""
-    where, bindings = _between(low, high)
-    found: Any = connection.execute(_COUNT.format(where=where), (built, *bindings)).fetchone()
-    number: int = found[0]
-    return number
+    found = totals(connection, built, low, high, COUNT)
+    assert found is not None
+    return found.rows
 
 
 def held(connection: Connection, built: int, part: bytes) -> int:
@@ -86,19 +84,17 @@ def held(connection: Connection, built: int, part: bytes) -> int:
     return found[0] if found else 0
 
 
-def totals(
-    connection: Connection, built: int, low: Place, high: Place, *, squares: bool
-) -> Totals | None:
-    """Sums and bounds of the rows between two places; None where they do not go into 64 bits."""
+def totals(connection: Connection, built: int, low: Place, high: Place, what: str) -> Totals | None:
+    """``COUNT``, ``SUM`` or ``STATS`` of the rows between two places; None where they do not go
+    into 64 bits.
+    """
     where, bindings = _between(low, high)
-    more = ", sum(number * number)" if squares else ", 0"
-    sql = _TOTALS.format(more=more, where=where)
+    sql = _TOTALS.format(what=what, where=where)
     try:
         found: Any = connection.execute(sql, (built, *bindings)).fetchone()
     except apsw.SQLError:  # integer overflow
         return None
-    rows, numbers, *sums = found
-    return Totals(rows, numbers, *[number or 0 for number in sums])
+    return Totals(*[number or 0 for number in found])
 
 
 def _between(low: Place, high: Place) -> tuple[str, Sequence[bytes | str | int]]:
