@@ -56,7 +56,9 @@ from divandb.revtree import Attachment, parse_rev
 from divandb.store import registers
 
 EVERYWHERE = Concern.VISIBLE
-"""What few do and everybody must see at once: a database made here is there at the next node."""
+"""What few do and everybody must see at once: a database or a design document made here is there at
+the next node.
+"""
 SYSTEM_NAMES = frozenset({"_users", "_replicator", "_global_changes"})
 NAME_CHARS_MAX = 238
 FIX_TRIES_MAX = 3
@@ -242,6 +244,8 @@ class Entry:
         if not fixed:
             return []
         writes = list(fixed.values())
+        if any(write.id.startswith("_design/") for write in writes):
+            concern = EVERYWHERE
         command = _command(known, ctx, writes)
         answers = await self.execute(command, _size(writes), concern=concern)
         if self._is_behind and any(

@@ -271,6 +271,12 @@ def test_a_long_request_is_answered_in_slices(engine: Engine) -> None:
     assert 1 <= len(answers) < 10
 
 
+def test_a_large_answer_ends_a_slice(engine: Engine) -> None:
+    large = program("function(doc) { emit('x'.repeat(1500000)) }")
+    calls = [[json.dumps({"_id": str(number)})] for number in range(10)]
+    assert len(engine.ask(large, "map", calls, [])) == 3
+
+
 def test_an_idle_worker_ends_and_another_begins_when_it_is_needed() -> None:
     engine = Engine(MEMORY_BYTES_MAX, FUNCTION_MS_MAX, 0.0, SystemClock(), LOG)
     made = program("function(doc) { emit(doc._id) }")

@@ -48,7 +48,7 @@ class Database:
         self.running = running
         self.path = f"/functions-{uuid4().hex}"
         assert self.ask("", method="PUT")[0] == 201
-        assert self.ask("/_design/d?concern=visible", design, "PUT")[0] == 201
+        assert self.ask("/_design/d", design, "PUT")[0] == 201
 
     def ask(self, path: str, body: Any = None, method: str = "GET", **more: Any) -> tuple[int, Any]:
         return self.running.request(method, self.path + path, body, **more)

@@ -43,7 +43,7 @@ class Database:
 
     def design(self, name: str = "d", **members: Any) -> None:
         rev = {} if self.rev is None or name != "d" else {"_rev": self.rev}
-        status, made = self.ask(f"/_design/{name}?concern=visible", {**members, **rev}, "PUT")
+        status, made = self.ask(f"/_design/{name}", {**members, **rev}, "PUT")
         assert status == 201, made
         if name == "d":
             self.rev = made["rev"]
@@ -463,6 +463,18 @@ def test_a_worker_that_is_killed_while_a_view_builds_is_replaced(bounded: Runnin
 
 
 # On a cluster
+
+
+def test_a_view_is_there_on_every_node_when_its_design_document_is_answered(
+    cluster: Cluster,
+) -> None:
+    database = Database(cluster)
+    for count, name in enumerate(cluster.nodes):
+        views = {"v": {"map": f"function(doc) {{ emit({count}) }}"}}
+        assert database.ask(f"/_design/{count}", {"views": views}, "PUT", node=name)[0] == 201
+        path = f"/_design/{count}/_view/v"
+        assert [database.ask(path, node=one)[0] for one in cluster.nodes] == [200] * 12
+    database.ask("", method="DELETE")
 
 
 def test_every_node_has_the_same_rows(cluster: Cluster) -> None:

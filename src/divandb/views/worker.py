@@ -27,7 +27,8 @@ import quickjs
 CONTEXTS_MAX = 8
 STACK_BYTES_MAX = 512 * 1024
 SLICE_CPU_S = 0.5
-"""A request with many calls ends with the one that passes this; the rest is asked for again."""
+SLICE_CHARS = 4 * 2**20
+"""A request with many calls ends with the one that passes either; the rest is asked for again."""
 OWN_BYTES = 96 * 2**20
 """What the process may have besides one context's memory."""
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
@@ -112,11 +113,12 @@ class Runtime:
     def _called(self, context: Any, request: Request) -> Reply:
         function = context.get("__divan_" + request.function)
         answers: list[str] = []
-        until = process_time() + SLICE_CPU_S
+        until, left = process_time() + SLICE_CPU_S, SLICE_CHARS
         try:
             for arguments in request.calls:
                 answers.append(_sound(function(*arguments)))
-                if process_time() > until:
+                left -= len(answers[-1])
+                if left < 0 or process_time() > until:
                     break
             return Reply(answers, self._notes(context))
         except (quickjs.JSException, quickjs.StackOverflow) as error:
