@@ -155,23 +155,21 @@ class Judge:
         while places:
             calls = [[_PATH, shown[place]] for place in places]
             ids = [command.writes[place].id for place in places]
-            try:
-                answers = await self._offload(
-                    self._engine.ask, design.program, "validate", calls, ids
-                )
-            except FunctionEnded as fault:
-                # It would hold up everybody else with each of the others.
-                refused.update(dict.fromkeys(places, fault))
-                return
-            except DivanError as fault:
-                refused[places[0]] = fault
-                places = places[1:]
-                continue
+            answers, fault = await self._offload(
+                self._engine.attempt, design.program, "validate", calls, ids
+            )
             for place, answer in zip(places, answers, strict=False):
                 (said,) = orjson.loads(answer)
                 if said is not None:
                     refused[place] = refusal_of(said)
             places = places[len(answers) :]
+            if isinstance(fault, FunctionEnded):
+                # It would hold up everybody else with each of the others.
+                refused.update(dict.fromkeys(places, fault))
+                return
+            if fault is not None:
+                refused[places[0]] = fault
+                places = places[1:]
 
 
 def refusal_of(said: Any) -> DivanError:

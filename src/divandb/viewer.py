@@ -88,6 +88,9 @@ class Viewer:
         self._clock = clock
         self._limits = limits
         self._running = 0
+        self._failed: dict[bytes, tuple[tuple[str, bytes], DivanError]] = {}
+        """signature → the document that is next, if it is known to fail, and how; the next step
+        does not try it again."""
         indexer.sources.append(self.sources)
 
     # What is kept
@@ -101,8 +104,16 @@ class Viewer:
         engine, program = self._building, views.program
 
         def entries(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
+            failed = self._failed.pop(views.signature, None)
+            if failed is not None and failed[0] == documents[0]:
+                raise failed[1]
             calls = [[body.decode()] for _, body in documents]
-            answers = engine.ask(program, "map", calls, [doc_id for doc_id, _ in documents])
+            ids = [doc_id for doc_id, _ in documents]
+            answers, failure = engine.attempt(program, "map", calls, ids)
+            if failure is not None:
+                if not answers:
+                    raise failure
+                self._failed[views.signature] = (documents[len(answers)], failure)
             return [entries_of(answer) for answer in answers]
 
         recipe = Recipe(

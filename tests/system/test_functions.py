@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -39,6 +38,8 @@ UPDATES = {
     "none": "function(doc, req) { return 'x' }",
 }
 ANSWER_S_MAX = 20.0
+LOOP_S_MAX = 60.0
+"""A function has 5 s of a core, which others may be using."""
 
 
 class Database:
@@ -128,9 +129,7 @@ def test_a_function_that_does_not_end_refuses_and_delays_nobody_for_ever(node: R
     loop = "function(doc) { if (doc.loop) for (;;); }"
     database = Database(node, validate_doc_update=loop)
     docs = [{"_id": "a"}, {"_id": "b", "loop": 1}, {"_id": "c", "loop": 1}, {"_id": "d"}]
-    began = time.monotonic()
-    rows = database.ask("/_bulk_docs", {"docs": docs}, "POST")[1]
-    assert time.monotonic() - began < ANSWER_S_MAX
+    rows = database.ask("/_bulk_docs", {"docs": docs}, "POST", wait_s_max=LOOP_S_MAX)[1]
     assert [row.get("error") for row in rows] == [None, *["os_process_error"] * 3]
     assert "ran longer than" in rows[1]["reason"] and "on document b" in rows[1]["reason"]
     assert database.put("e")[0] == 201

@@ -76,15 +76,28 @@ class Engine:
         ``labels`` name what each call is about. Raises ``FunctionFailed``, ``CompilationError``,
         and ``Busy`` when the node stops.
         """
+        answers, failure = self.attempt(program, function, calls, labels)
+        if failure is not None and not answers:
+            raise failure
+        return answers
+
+    def attempt(
+        self, program: Program, function: str, calls: Sequence[list[str]], labels: Sequence[str]
+    ) -> tuple[list[str], DivanError | None]:
+        """The same with what became of the call behind the last that was answered, if it failed:
+        who asks for it again would have it fail again, after as long a time.
+        """
         with self._lock:
             if self._is_closed:
                 raise Busy("The node stops.")
             reply = self._answered(program, Request(program.name, None, function, list(calls)))
         for line in reply.notes[:NOTES_MAX]:
             self._log.event("a function says", design=program.label, text=line)
-        if reply.fault is not None and not reply.answers:
-            raise self._failure(program, reply.fault, labels[0] if labels else "")
-        return reply.answers
+        if reply.fault is None:
+            return reply.answers, None
+        place = len(reply.answers)
+        about = labels[place] if place < len(labels) else ""
+        return reply.answers, self._failure(program, reply.fault, about)
 
     def _answered(self, program: Program, request: Request) -> Reply:
         whole = msgspec.structs.replace(request, source=program.text)
