@@ -160,7 +160,8 @@ class Viewer:
         view = views.view(name)
         source = self._source(views)
         if update is True:
-            built = await self._within(self._clock.monotonic(), self._current(known, source))
+            began = self._clock.monotonic()
+            built = await self._within(began, self._indexer.current(known, source))
             return Serving(views, view, built)
         if update == "lazy":
             self._indexer.begin(known, source)
@@ -189,9 +190,6 @@ class Viewer:
         views = Views(orjson.loads(older.about))
         view = views.views.get(name)
         return None if view is None else Serving(views, view, older)
-
-    async def _current(self, known: Known, source: Source) -> Built:
-        return await self._indexer.current(known, source)
 
     async def _within(self, began: float, work: Any) -> Any:
         left_s = began + self._limits.find_ms_max / 1000 - self._clock.monotonic()

@@ -84,7 +84,7 @@ def _form(call: Call, body: str) -> dict[str, str]:
 class Script:
     """A filter function, or the map function of a view as one."""
 
-    def __init__(self, call: Call, known: Known, design: Design, path: str, req: str | None):
+    def __init__(self, call: Call, design: Design, path: str, req: str | None) -> None:
         self._functions = call.services.functions
         self._program: Program = design.program
         self._path = path
@@ -112,7 +112,7 @@ def filter_of(call: Call, known: Known, name: str, body: bytes) -> Script:
     design = call.services.designs.get(known, ddoc)
     path = designs.function_path(design.document, "filters", function)
     req = request_object(call, known, None, body if call.method == "POST" else None)
-    return Script(call, known, design, path, req.decode())
+    return Script(call, design, path, req.decode())
 
 
 def view_filter_of(call: Call, known: Known, name: str) -> Script:
@@ -120,7 +120,7 @@ def view_filter_of(call: Call, known: Known, name: str) -> Script:
     ddoc, view = _two("view", name)
     design = call.services.designs.get(known, ddoc)
     path = designs.function_path(design.document, "views", view, "map")
-    return Script(call, known, design, path, None)
+    return Script(call, design, path, None)
 
 
 def _two(kind: str, name: str) -> tuple[str, str]:
