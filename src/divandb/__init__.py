@@ -18,7 +18,8 @@ a file (``joining``, ``cluster.snapshots``). Large attachments go ahead of their
 
 Beside the way stand ``store.upkeep`` (compaction, reclaiming), ``settings``, ``config`` (bounds),
 ``telemetry``, and the pure ``revtree``, ``vector``, ``closings``, ``cursor``, ``packing`` and
-``mango``; only ``clock`` asks for time and chance; ``closest`` says who is near; ``errors`` is all
+``mango``; queries (``finder``, ``viewer``) and what design documents hold (``views``, ``designs``,
+``judge``); only ``clock`` asks for time and chance; ``closest`` says who is near; ``errors`` is all
 that a client can be told. ``client`` is for users' programs. Imports point down this way only: see
 ``[tool.importlinter]`` in pyproject.toml.
 """

@@ -65,6 +65,8 @@ class WriteDocuments(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Take a child whose parent is not known, as ``new_edits=false`` would: the session wrote the
     parent at a node that cannot be asked.
     """
+    user: tuple[str | None, tuple[str, ...]] = (None, ())
+    """Name and roles of who writes."""
 
 
 class Purge(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -18,6 +18,7 @@ from divandb.cluster.verifier import Verifier
 from divandb.config import MASTER, REPLICA, Config
 from divandb.governor import Governor
 from divandb.hot import HotDocuments
+from divandb.indexer import Indexer
 from divandb.node import Role
 from divandb.store import arrivals, outbox
 from divandb.store.file import Connection
@@ -45,6 +46,7 @@ class Inside:
     gatherer: Gatherer
     shelf: Shelf
     verifier: Verifier
+    indexer: Indexer
     writer: Writer
     courier: Courier
     governor: Governor
@@ -103,6 +105,7 @@ def condition(inside: Inside) -> dict[str, Any]:
         "alarms": msgspec.to_builtins(inside.alarms),
         "snapshot": inside.shelf.status(),
         "verify": inside.verifier.status(),
+        "indexes": inside.indexer.status(),
         "peers": [_peer(peers, peer, now) for peer in peers.all()],
     }
 

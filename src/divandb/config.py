@@ -159,6 +159,13 @@ class Limits:
     """A query that has not been answered after this time is given up."""
     index_share_max: float = 0.3
     """The share of its time that building indexes may use while clients ask."""
+    function_ms_max: int = 5_000
+    """A function of a design document may use a core so long for one document; CouchDB's
+    `os_process_timeout`."""
+    function_memory_bytes_max: int = 64 * MIB
+    """The memory that the functions of one design document may use."""
+    function_idle_s_max: int = 60
+    """A process that runs functions ends when nobody has needed it for so long."""
     join_wait_ms: int = 1_500
     """A node that starts waits so long to hear what others have, before it opens its file."""
 

@@ -13,6 +13,7 @@ from divandb.auth import users
 from divandb.catalog import Catalog
 from divandb.cluster.progress import Progress, Reach
 from divandb.commands import Job
+from divandb.designs import Designs
 from divandb.httpd.authenticator import Authenticator
 from divandb.replica import Replica
 from divandb.settings import Settings
@@ -37,6 +38,7 @@ class Delivery:
         settings: Settings,
         authenticator: Authenticator,
         replica: Replica,
+        designs: Designs,
         index: Callable[[set[int]], None],
         upkeep: Upkeep,
         progress: Progress,
@@ -53,6 +55,7 @@ class Delivery:
         self._settings = settings
         self._authenticator = authenticator
         self._replica = replica
+        self._designs = designs
         self._index = index
         self._upkeep = upkeep
         self._progress = progress
@@ -94,6 +97,7 @@ class Delivery:
         return bool(
             made.databases
             or made.registers
+            or made.designs
             or self._progress.is_awaited
             or self._replica.is_watched(made.documents)
             or len(self._pending) > PENDING_COMMITS_MAX
@@ -142,6 +146,7 @@ class Delivery:
         if made.vector is not None:
             self._move_on(made.vector)
         self._replica.wake(made.documents | made.databases)
+        self._designs.forget(made.designs | made.databases)
         self._index(made.documents | made.databases)
         self._upkeep.changed.set()
 

@@ -56,7 +56,9 @@ from divandb.revtree import Attachment, parse_rev
 from divandb.store import registers
 
 EVERYWHERE = Concern.VISIBLE
-"""What few do and everybody must see at once: a database made here is there at the next node."""
+"""What few do and everybody must see at once: a database or a design document made here is there at
+the next node.
+"""
 SYSTEM_NAMES = frozenset({"_users", "_replicator", "_global_changes"})
 NAME_CHARS_MAX = 238
 FIX_TRIES_MAX = 3
@@ -220,7 +222,7 @@ class Entry:
                 except DivanError as refusal:
                     results[place] = refusal
             try:
-                places = await self._carried_out(known, documents, fixed, results, concern)
+                places = await self._carried_out(known, ctx, documents, fixed, results, concern)
             except NotFound:
                 if not self._is_behind:
                     raise
@@ -232,6 +234,7 @@ class Entry:
     async def _carried_out(
         self,
         known: Known,
+        ctx: UserContext,
         documents: Sequence[Prepared],
         fixed: dict[int, Edit | Graft],
         results: list[WriteResult],
@@ -241,7 +244,9 @@ class Entry:
         if not fixed:
             return []
         writes = list(fixed.values())
-        command = WriteDocuments(known.name, known.generation, writes)
+        if any(write.id.startswith("_design/") for write in writes):
+            concern = EVERYWHERE
+        command = _command(known, ctx, writes)
         answers = await self.execute(command, _size(writes), concern=concern)
         if self._is_behind and any(
             isinstance(result, Conflict) and _is_parent_ours(write, documents[place])
@@ -316,7 +321,7 @@ class Entry:
             else:
                 done(result)
 
-        command = WriteDocuments(known.name, known.generation, [edit])
+        command = _command(known, ctx, [edit])
         job = Job(command, len(edit.body), answered)
         job.needs, job.concern = self._session.needs.vector, self._session.concern
         self._submit(job)
@@ -503,6 +508,10 @@ class Entry:
         name, generation = (known.name, known.generation) if known else (None, 0)
         command = SetRegister(name, generation, kind, key, value, self._hlc.stamp())
         await self.execute(command, len(value or b""), concern=concern)
+
+
+def _command(known: Known, ctx: UserContext, writes: list[Edit | Graft]) -> WriteDocuments:
+    return WriteDocuments(known.name, known.generation, writes, user=(ctx.name, ctx.roles))
 
 
 def _settle(answer: asyncio.Future[Any], job: Job) -> None:

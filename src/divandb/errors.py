@@ -5,13 +5,15 @@
     │   ├── IllegalDocId          400 illegal_docid
     │   ├── IllegalDatabaseName   400 illegal_database_name
     │   ├── DocValidation         400 doc_validation
-    │   └── QueryParseError       400 query_parse_error
+    │   ├── QueryParseError       400 query_parse_error
+    │   └── CompilationError      400 compilation_error
     ├── Unauthorized              401 unauthorized
     ├── Forbidden                 403 forbidden
     ├── NotFound                  404 not_found
     ├── MethodNotAllowed          405 method_not_allowed
     ├── Conflict                  409 conflict
     ├── Removed                   410 removed
+    ├── Gone                      410 gone
     ├── PreconditionFailed        412 precondition_failed
     │   ├── FileExists            412 file_exists
     │   └── MissingStub           412 missing_stub
@@ -19,6 +21,9 @@
     ├── UnsupportedMediaType      415 bad_content_type
     ├── RangeNotSatisfiable       416 requested_range_not_satisfiable
     ├── NotImplementedHere        501 not_implemented
+    ├── FunctionFailed            500 os_process_error
+    │   └── FunctionEnded         500 os_process_error
+    ├── InvalidValue              500 invalid_value
     ├── TookTooLong               500 timeout
     └── Busy                      503 service_unavailable (with Retry-After)
         └── StorageFull           507 insufficient_storage
@@ -66,6 +71,12 @@ class QueryParseError(BadRequest):
     error = "query_parse_error"
 
 
+class CompilationError(BadRequest):
+    """A function of a design document that is none."""
+
+    error = "compilation_error"
+
+
 class Unauthorized(DivanError):
     status = 401
     error = "unauthorized"
@@ -84,6 +95,11 @@ class NotFound(DivanError):
 class MethodNotAllowed(DivanError):
     status = 405
     error = "method_not_allowed"
+
+
+class Gone(DivanError):
+    status = 410
+    error = "gone"
 
 
 class Conflict(DivanError):
@@ -132,6 +148,22 @@ class RangeNotSatisfiable(DivanError):
 class NotImplementedHere(DivanError):
     status = 501
     error = "not_implemented"
+
+
+class FunctionFailed(DivanError):
+    """A function of a design document was ended, or raised what is no answer."""
+
+    error = "os_process_error"
+
+
+class FunctionEnded(FunctionFailed):
+    """It took too long, or too much memory."""
+
+
+class InvalidValue(DivanError):
+    """A value that a built-in reduce function cannot take."""
+
+    error = "invalid_value"
 
 
 class TookTooLong(DivanError):

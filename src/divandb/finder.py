@@ -1,16 +1,12 @@
-"""Mango queries: planned on the event loop, read and matched on threads of their own.
+"""Mango queries: planned on the event loop, read and matched on the readers' threads.
 
-A query is a run of short steps, each a bounded read on a connection of the thread that takes it; so
-queries take turns with each other, and a long one makes nobody wait. What a step finds is ready to
-be sent, and is sent before the next one is taken.
+A query is a run of short steps. What a step finds is ready to be sent, and is sent before the next
+one is taken.
 """
 
 import asyncio
 import base64
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,13 +22,13 @@ from divandb.mango.index import Index
 from divandb.mango.options import Query, refused
 from divandb.mango.plan import Plan
 from divandb.mango.sift import sift
+from divandb.readers import Readers
 from divandb.store import listing, queries
 from divandb.store.documents import CONFLICTS
-from divandb.store.file import Connection, Disk
-from divandb.store.indexes import Built
+from divandb.store.file import Connection
+from divandb.store.indexes import Built, Recipe
 from divandb.store.queries import Sieve, Stretch
 
-THREADS = 2
 ROWS_MIN, ROWS_MAX = 64, 4096
 """Documents that a step looks at: more as long as steps are short."""
 STEP_S = 0.03
@@ -65,8 +61,7 @@ class Finder:
     def __init__(
         self,
         reading: Connection,
-        disk: Disk,
-        indexes_path: Path,
+        readers: Readers,
         catalog: Catalog,
         indexer: Indexer,
         clock: Clock,
@@ -74,24 +69,14 @@ class Finder:
     ) -> None:
         """``reading`` is the loop's own connection, for design documents."""
         self._reading = reading
-        self._disk = disk
-        self._indexes_path = indexes_path
+        self._readers = readers
         self._catalog = catalog
         self._indexer = indexer
         self._clock = clock
         self._limits = limits
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="find")
-        self._mine = threading.local()
-        self._connections: list[Connection] = []
         self._designs: dict[int, tuple[tuple[tuple[str, str], ...], list[Index]]] = {}
         self._running = 0
         indexer.sources.append(self.sources)
-
-    def close(self) -> None:
-        """End what runs."""
-        self._pool.shutdown(cancel_futures=True)
-        for connection in self._connections:
-            connection.close()
 
     # Indexes
 
@@ -153,7 +138,7 @@ class Finder:
                 return
         search = _Search(known, chosen, built, behind, found, self._clock.monotonic)
         while not search.over:
-            page = await self._within(began, self._run(search.step))
+            page = await self._within(began, self._readers.run(search.step))
             if built is not None and not self._is_there(known, chosen, built):
                 raise NotFound("missing")
             if page:
@@ -185,29 +170,15 @@ class Finder:
         now = self._indexer.find(known, chosen.index.signature)
         return now is not None and now.num == built.num
 
-    async def _run(self, step: Callable[[Connection], Any]) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._on_thread, step)
-
-    def _on_thread(self, step: Callable[[Connection], Any]) -> Any:
-        connection: Connection | None = getattr(self._mine, "connection", None)
-        if connection is None:
-            cache_bytes = self._limits.sqlite_cache_bytes_max
-            connection = queries.connect(self._disk, self._indexes_path, cache_bytes)
-            self._mine.connection = connection
-            self._connections.append(connection)
-        with connection:
-            return step(connection)
-
 
 def _source(one: Index) -> Source:
     key_of = one.key_of
 
-    def entries(documents: Sequence[tuple[str, bytes]]) -> list[list[tuple[bytes, None]]]:
+    def entries(documents: Sequence[tuple[str, bytes]]) -> list[list[tuple[bytes, None, None]]]:
         made = [key_of(orjson.loads(body)) for _, body in documents]
-        return [[] if key is None else [(key, None)] for key in made]
+        return [[] if key is None else [(key, None, None)] for key in made]
 
-    return Source(one.signature, entries, one.ddoc or "")
+    return Source(one.signature, Recipe(entries), one.ddoc or "")
 
 
 # Bookmarks

@@ -6,22 +6,24 @@ none of them names any more is retired, once all that they name have come as far
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Any
 
 import msgspec
 
 from divandb.catalog import Catalog, Known
 from divandb.clock import Clock
-from divandb.errors import DivanError, NotFound
+from divandb.errors import BadRequest, DivanError, FunctionFailed, NotFound
 from divandb.governor import Pace
-from divandb.store.indexes import Built, Entries, IndexFile
+from divandb.store.indexes import STEP_ROWS_MAX, Built, IndexFile, Recipe
 from divandb.store.writer import as_refusal
 from divandb.telemetry import Log
 
 LOOK_EVERY_S = 1.0
 """Changes are taken in so often, when nobody waits for them."""
 FAULT_PAUSE_S = 5.0
+FUNCTION_PAUSE_S_MIN, FUNCTION_PAUSE_S_MAX = 5.0, 300.0
+"""An index whose function failed is begun again after this time, each time twice as long."""
 SHOWN_AFTER_S = 0.1
 """`_active_tasks` shows work that has gone on for so long."""
 
@@ -31,9 +33,9 @@ class Source(msgspec.Struct, frozen=True):
 
     signature: bytes
     """16 bytes: the same for what gives the same entries."""
-    entries: Entries
+    recipe: Recipe
     name: str
-    """The design document that it is in, for `_active_tasks`."""
+    """The design document that it is in."""
 
 
 Sources = Callable[[Known], Sequence[Source]]
@@ -76,6 +78,15 @@ class _Work:
         self.waiting.clear()
 
 
+class _Failure(msgspec.Struct):
+    """An index that cannot be built, because a function fails on some document."""
+
+    fault: DivanError
+    until: float
+    """Nobody tries before."""
+    pause_s: float
+
+
 class Indexer:
     """Lives on the event loop; steps are taken by ``offload``, one at a time."""
 
@@ -98,6 +109,7 @@ class Indexer:
         self._clock = clock
         self._log = log
         self._works: dict[Key, _Work] = {}
+        self._failures: dict[Key, _Failure] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed: set[int] = set()
         self._wake = asyncio.Event()
@@ -109,10 +121,20 @@ class Indexer:
         """An index as far as it has come, if it was begun."""
         return self._built.get((known.num, signature))
 
+    def under(self, known: Known, name: str) -> list[Built]:
+        """The indexes of a database that were begun for a design document, the latest last."""
+        found = [one for one in self._built.values() if (one.db, one.name) == (known.num, name)]
+        return sorted(found, key=lambda one: one.num)
+
+    def is_at_work(self, known: Known, signature: bytes) -> bool:
+        """Is it being brought on?"""
+        return (known.num, signature) in self._works
+
     async def current(self, known: Known, source: Source) -> Built:
         """An index that has all changes which the database has now.
 
-        Raises ``NotFound`` when the database goes meanwhile, ``StorageFull`` and other faults.
+        Raises ``NotFound`` when the database goes meanwhile, ``FunctionFailed`` and
+        ``CompilationError``, ``StorageFull`` and other faults.
         """
         goal = self._catalog.counters(known).seq
         found = self.find(known, source.signature)
@@ -122,6 +144,15 @@ class Indexer:
             if found is None:  # retired in between, with its database
                 raise NotFound("missing")
         return found
+
+    def nearly(self, known: Known, source: Source) -> asyncio.Future[None] | None:
+        """Done when an index has what the database has now, if one step is left until then."""
+        goal = self._catalog.counters(known).seq
+        found = self.find(known, source.signature)
+        done = found.seq if found is not None else 0
+        if (found is not None and done >= goal) or goal - done > STEP_ROWS_MAX:
+            return None
+        return self._bring_on(known, source, goal)
 
     def begin(self, known: Known, source: Source) -> None:
         """Have an index brought on, and wait for nothing."""
@@ -133,6 +164,11 @@ class Indexer:
         work = self._works.get(key)
         if work is None:
             now = self._clock.monotonic()
+            failure = self._failures.get(key)
+            if failure is not None and now < failure.until:
+                failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                failed.set_exception(failure.fault)
+                return failed
             work = self._works[key] = _Work(known, source, goal, now, self._clock.wall_ms())
             task = asyncio.create_task(self._carry_on(key, work))
             self._tasks.add(task)
@@ -142,9 +178,13 @@ class Indexer:
     async def _carry_on(self, key: Key, work: _Work) -> None:
         try:
             await self._steps(key, work)
+            self._failures.pop(key, None)
         except asyncio.CancelledError as end:
             work.fail(NotFound("missing"))
             raise end
+        except (FunctionFailed, BadRequest) as fault:
+            self._put_off(key, work, fault)
+            work.fail(fault)
         except Exception as fault:
             if not isinstance(fault, DivanError):
                 self._log.fault("an index cannot be built", fault, database=work.known.name)
@@ -152,16 +192,28 @@ class Indexer:
         finally:
             del self._works[key]
 
+    def _put_off(self, key: Key, work: _Work, fault: DivanError) -> None:
+        before = self._failures.get(key)
+        pause_s = min(before.pause_s * 2, FUNCTION_PAUSE_S_MAX) if before else FUNCTION_PAUSE_S_MIN
+        self._failures[key] = _Failure(fault, self._clock.monotonic() + pause_s, pause_s)
+        self._log.event(
+            "an index waits: a function fails", database=work.known.name, reason=fault.reason,
+            retry_s=round(pause_s),
+        )  # fmt: skip
+
     async def _steps(self, key: Key, work: _Work) -> None:
         built = self._built.get(key)
         if built is None:
-            built = await self._take(self._indexes.begin, *key, work.goal)
+            source = work.source
+            built = await self._take(
+                self._indexes.begin, *key, work.goal, source.name, source.recipe.about
+            )
             self._built[key] = built
         work.start = built.seq
         work.tell(built.seq)  # of an empty database it is there already
         while built.seq < work.goal:
             began = self._clock.monotonic()
-            built = await self._take(self._indexes.step, built, work.goal, work.source.entries)
+            built = await self._take(self._indexes.step, built, work.goal, work.source.recipe)
             if key not in self._built:
                 raise NotFound("missing")
             self._built[key] = built
@@ -198,6 +250,18 @@ class Indexer:
             "total_changes": total,
             "started_on": work.started_ms // 1000,
             "updated_on": work.updated_ms // 1000,
+        }
+
+    def status(self) -> dict[str, object]:
+        """How many indexes there are, what is under way, and what waits since a function fails."""
+        now = self._clock.monotonic()
+        return {
+            "kept": len(self._built),
+            "building": self.tasks(),
+            "failing": [
+                {"reason": failure.fault.reason, "again_s": max(round(failure.until - now), 0)}
+                for failure in self._failures.values()
+            ],
         }
 
     # By itself
@@ -245,19 +309,33 @@ class Indexer:
 
     async def _keep_current(self, num: int, known: Known | None) -> None:
         sources = self._sources_of(known) if known is not None else []
+        failing: dict[str, DivanError] = {}
         for source in sources:
             assert known is not None
-            await self.current(known, source)
-        await self._retire(num, {source.signature for source in sources})
+            try:
+                await self.current(known, source)
+            except (FunctionFailed, BadRequest) as fault:
+                failing[source.name] = fault
+        await self._retire(num, {source.signature for source in sources}, failing.keys())
         while self._is_to_sweep:
             self._is_to_sweep = await self._take(self._indexes.sweep)
 
     def _sources_of(self, known: Known) -> list[Source]:
         return [source for each in self.sources for source in each(known)]
 
-    async def _retire(self, num: int, used: set[bytes]) -> None:
+    async def _retire(self, num: int, used: Set[bytes], failing: Set[str]) -> None:
+        """Indexes that are not used any more go; but for those whose next version is failing."""
         gone = [one for (db, sign), one in self._built.items() if db == num and sign not in used]
-        gone = [one for one in gone if (num, one.signature) not in self._works]
+        gone = [
+            one
+            for one in gone
+            if (num, one.signature) not in self._works and one.name not in failing
+        ]
+        self._failures = {
+            key: failure
+            for key, failure in self._failures.items()
+            if key[0] != num or key[1] in used
+        }
         if gone:
             for one in gone:
                 del self._built[num, one.signature]

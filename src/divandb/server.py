@@ -49,6 +49,7 @@ from divandb.condition import Inside, condition
 from divandb.config import MASTER, BoardAccess, Config, TlsFiles
 from divandb.datadir import is_drained, set_drained
 from divandb.delivery import Delivery
+from divandb.designs import Designs
 from divandb.entry import Entry
 from divandb.errors import DivanError, Removed
 from divandb.finder import Finder
@@ -63,11 +64,13 @@ from divandb.httpd import (
     divan,
     documents,
     find,
+    functions,
     info,
     listing,
     session,
     snapshots,
     verify,
+    views,
 )
 from divandb.httpd.app import App
 from divandb.httpd.authenticator import Authenticator
@@ -81,10 +84,12 @@ from divandb.httpd.services import Services
 from divandb.httpd.standing import Standing
 from divandb.indexer import Indexer
 from divandb.joining import join
+from divandb.judge import Judge
 from divandb.link import Link
 from divandb.master import Master
 from divandb.node import Parts, Role
 from divandb.pulse import Sockets, keep_listening, shut
+from divandb.readers import Readers
 from divandb.replica import Replica
 from divandb.senses import Machine, Senses
 from divandb.settings import Settings
@@ -96,11 +101,13 @@ from divandb.store.writer import Writer
 from divandb.telemetry import LineLog
 from divandb.tenure import Tenure
 from divandb.tls import HANDSHAKE_S_MAX, Tls
+from divandb.viewer import Viewer
+from divandb.views.engine import Engine, tended
 
 TABLES: list[RouteTable] = [
     cluster.ROUTES, snapshots.ROUTES, verify.ROUTES,
     session.ROUTES, info.ROUTES, databases.ROUTES, bulk.ROUTES, listing.ROUTES, changes.ROUTES,
-    find.ROUTES,
+    find.ROUTES, views.ROUTES, functions.ROUTES,
     divan.ROUTES, documents.ROUTES, attachments.ROUTES,
 ]  # fmt: skip
 SYSTEM_DATABASES = ("_users", "_replicator")
@@ -330,8 +337,20 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         indexer = Indexer(
             index_file, built, catalog, on_indexes, governor.pace(Work.INDEXES), clock, log
         )  # fmt: skip
-        finder = Finder(reading, disk, index_path, catalog, indexer, clock, limits)
-        stack.callback(finder.close)
+        readers = Readers(disk, index_path, limits.sqlite_cache_bytes_max)
+        stack.callback(readers.close)
+        finder = Finder(reading, readers, catalog, indexer, clock, limits)
+        designs = Designs(reading)
+        building, asking = (
+            Engine(
+                limits.function_memory_bytes_max, limits.function_ms_max,
+                limits.function_idle_s_max, clock, log,
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        viewer = Viewer(
+            designs, readers, catalog, indexer, building, asking, clock, limits
+        )  # fmt: skip
 
         # The writer
         gauge = WalGauge(writing)
@@ -339,7 +358,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         boarded = Reach(outbox.unpublished(reading))
         wrote = asyncio.Event()
         delivery = Delivery(
-            loop, catalog, settings, authenticator, replica, indexer.changed, upkeep, progress,
+            loop, catalog, settings, authenticator, replica, designs, indexer.changed, upkeep,
+            progress,
             boarded, wrote, lambda: ledger.origin, config.slot,
         )  # fmt: skip
         writer = Writer(
@@ -389,9 +409,16 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         )  # fmt: skip
         witness.differs, witness.doubted = verifier.notice, scanner.doubt
         needs = Needs(progress, peers, fetcher.fetch, limits)
+        functions_pool = ThreadPoolExecutor(1, thread_name_prefix="functions")
+        stack.callback(functions_pool.shutdown, cancel_futures=True)
+
+        async def on_functions(function: Any, *arguments: Any) -> Any:
+            return await loop.run_in_executor(functions_pool, function, *arguments)
+
+        judge = Judge(designs, catalog, replica, asking, on_functions)
         desk = Desk(
             writer.submit, config.slot, progress, boarded if config.board else None, peers,
-            needs, clock, limits,
+            needs, clock, limits, judge,
         )  # fmt: skip
         courier = Courier(peers, desk.submit, clock, limits)
         stack.push_async_callback(courier.close)
@@ -422,8 +449,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             functools.partial(set_drained, config.data), log,
         )  # fmt: skip
         inside = Inside(
-            config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, writer,
-            courier, governor, replica.hot, drain, ledger.alarms, reading, clock,
+            config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, indexer,
+            writer, courier, governor, replica.hot, drain, ledger.alarms, reading, clock,
         )  # fmt: skip
         warming = Warming(peers, replica, governor.pace(Work.COPIES), clock)
         services = Services(
@@ -432,7 +459,10 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             cluster=identity.cluster,
             catalog=catalog,
             replica=replica,
+            designs=designs,
             finder=finder,
+            viewer=viewer,
+            functions=functools.partial(on_functions, asking.ask),
             entry=entry,
             settings=settings,
             authenticator=authenticator,
@@ -442,6 +472,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             stopping=asyncio.Event(),
             compact=upkeep.request,
             compacting=upkeep.compacting,
+            tidy=lambda num: indexer.changed({num}),
             tasks=lambda: [*upkeep.tasks(), *indexer.tasks()],
             progress=progress,
             peers=peers,
@@ -502,12 +533,15 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         peers.expelled = leaving.set
         await stack.enter_async_context(_background(_leave(leaving, execute)))
         await stack.enter_async_context(_background(verifier.run()))
+        stack.callback(building.close)  # before the threads that may wait for them are
+        stack.callback(asking.close)
         await stack.enter_async_context(_background(indexer.run()))
         senses = Senses(
             governor, lambda: node.asked(),
             lambda: progress.lag(limits.silent_slot_ms)[0], Machine(clock).look, log,
         )  # fmt: skip
         await stack.enter_async_context(_background(senses.run()))
+        await stack.enter_async_context(_background(tended([building, asking], offload)))
         checkpointer = Checkpointer(disk, gauge, limits)
         stack.callback(checkpointer.close)
         await stack.enter_async_context(

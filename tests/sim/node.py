@@ -42,6 +42,7 @@ from divandb.commands import (
 from divandb.config import MASTER, REPLICA, BoardAccess, Config, Keys, Limits, Member
 from divandb.datadir import is_drained, set_drained
 from divandb.delivery import Delivery
+from divandb.designs import Designs
 from divandb.entry import Entry
 from divandb.errors import DivanError
 from divandb.governor import LOOK_S, Governor, Shortages, Work
@@ -494,8 +495,10 @@ def _open_writer(node: Node) -> None:
     node._checkpointer = Checkpointer(node.disk, gauge, limits)
     node.boarded = Reach(outbox.unpublished(node.reading))
     node._wrote = asyncio.Event()
+    node.designs = Designs(node.reading)
     node._delivery = delivery = Delivery(
         node.cluster.loop, node.catalog, node.settings, node.authenticator, node.replica,
+        node.designs,
         lambda databases: None,  # nobody queries here
         node.upkeep, node.progress, node.boarded, node._wrote, lambda: node.ledger.origin,
         node.config.slot,
@@ -541,12 +544,22 @@ def _open_peers(node: Node) -> None:
     node.witness.differs, node.witness.doubted = node.verifier.notice, node.scanner.doubt
 
 
+class NoFunctions:
+    """Design documents without functions: there are no workers here."""
+
+    def is_asked(self, command: WriteDocuments) -> bool:
+        return False
+
+    async def refusals(self, command: WriteDocuments) -> dict[int, DivanError]:
+        raise AssertionError("nobody asks")
+
+
 def _open_front(node: Node) -> None:
     config, limits = node.config, node.config.limits
     needs = Needs(node.progress, node.peers, node.fetcher.fetch, limits)
     desk = Desk(
         node.writer.submit, config.slot, node.progress, node.boarded, node.peers,
-        needs, node.clock, limits,
+        needs, node.clock, limits, NoFunctions(),
     )  # fmt: skip
     courier = Courier(node.peers, desk.submit, node.clock, limits)
     desk.elsewhere = courier.submit
@@ -586,6 +599,7 @@ def _open_front(node: Node) -> None:
         give=node.giver.give,
         carry_out=desk.submit, finder=None, failover=node.failover, drain=drain, condition=dict,
         is_ready=lambda: True, numbers=dict,
+        designs=node.designs, viewer=None, functions=None, tidy=lambda num: None,
     )  # fmt: skip
     node.app = App(node.services, TABLES)
     node.lane = Lane(node.services)

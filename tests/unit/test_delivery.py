@@ -43,11 +43,12 @@ class Around:
         self.wrote = asyncio.Event()
         inside = cast(Any, self)
         self.delivery = Delivery(
-            inside, inside, inside, inside, inside, self.index, inside, self.progress,
+            inside, inside, inside, inside, inside, inside, self.index, inside, self.progress,
             self.boarded, self.wrote, lambda: OWN, "m1",
         )  # fmt: skip
 
-    # As the loop, the catalog, the settings, the authenticator, the replica and the upkeep
+    # As the loop, the catalog, the settings, the authenticator, the replica, the design documents
+    # and the upkeep
 
     def call_soon_threadsafe(self, function: Callable[..., None], *arguments: Any) -> None:
         self.wakes += 1
@@ -73,6 +74,10 @@ class Around:
 
     def wake(self, nums: set[int]) -> None:
         self.told.append(f"wake {sorted(nums)}")
+
+    def forget(self, nums: set[int]) -> None:
+        if nums:
+            self.told.append(f"forget {sorted(nums)}")
 
     def index(self, nums: set[int]) -> None:
         self.told.append(f"index {sorted(nums)}")

@@ -1,6 +1,7 @@
 """The indexes' file: entries against documents, whatever comes between two steps."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from hypothesis import strategies as st
 
 from divandb import indexer
 from divandb.catalog import Catalog, Known
-from divandb.commands import Purge
+from divandb.commands import Graft, Purge
 from divandb.config import Limits
-from divandb.errors import Busy, NotFound, StorageFull, TookTooLong
+from divandb.errors import Busy, FunctionFailed, NotFound, StorageFull, TookTooLong
 from divandb.finder import Finder, Found
 from divandb.indexer import Indexer, Source
 from divandb.mango import options
+from divandb.readers import Readers
 from divandb.store import indexes, queries
-from divandb.store.indexes import FILE_NAME, Built, IndexFile
+from divandb.store.indexes import FILE_NAME, Built, Entry, IndexFile, Recipe
 from divandb.store.ledger import Changes
 from divandb.store.queries import Stretch
 from tests.stores import Lines, StillClock, Store, Time, edit
@@ -35,10 +37,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def by_value(documents: Sequence[tuple[str, bytes]]) -> list[list[tuple[bytes, bytes | None]]]:
+def by_value(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
     """An entry for each of a document's numbers."""
     values = [orjson.loads(body).get("v", []) for _, body in documents]
-    return [[(bytes([value]), b"%d" % value) for value in some] for some in values]
+    return [[(bytes([value]), b"%d" % value, value) for value in some] for some in values]
 
 
 def opened(store: Store) -> IndexFile:
@@ -60,10 +62,25 @@ def put(store: Store, doc_id: str, *values: int, deleted: bool = False) -> None:
     assert isinstance(result, str), result
 
 
-def brought_on(file: IndexFile, built: Built, goal: int) -> Built:
+def some_by_value(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
+    """The same of the first of them, as a worker whose time is up gives it."""
+    return by_value(documents[: len(documents) // 2 + 1])
+
+
+COUNTED = Recipe(some_by_value, part_bytes=1)
+
+
+def brought_on(file: IndexFile, built: Built, goal: int, recipe: Recipe | None = None) -> Built:
     while built.seq < goal:
-        built = file.step(built, goal, by_value)
+        built = file.step(built, goal, recipe or Recipe(by_value))
     return built
+
+
+def held(file: IndexFile, built: Built) -> dict[bytes, int]:
+    """How many entries each part has, as the file says."""
+    connection: Any = file._writing
+    found = connection.execute("SELECT part, entries FROM held WHERE built = ?", (built.num,))
+    return {part: count for part, count in found if count}
 
 
 def entries(file: IndexFile, built: Built) -> list[tuple[bytes, str, bytes | None]]:
@@ -80,7 +97,7 @@ def expected(store: Store) -> list[tuple[bytes, str, bytes | None]]:
     rows = store.rows("SELECT id, body FROM doc WHERE flags & 3 = 0 AND id < '_design/'")
     rows += store.rows("SELECT id, body FROM doc WHERE flags & 3 = 0 AND id >= '_design0'")
     given = zip(rows, by_value(rows), strict=True)
-    return sorted((key, row[0], value) for row, some in given for key, value in some)
+    return sorted((key, row[0], value) for row, some in given for key, value, _ in some)
 
 
 def test_an_index_has_what_the_documents_give(store: Store) -> None:
@@ -118,6 +135,7 @@ def test_whatever_happens_between_steps_the_entries_come_out_right(
     before, indexes.STEP_ROWS_MAX = indexes.STEP_ROWS_MAX, rows_max
     file = opened(store)
     built = file.begin(num, SIGNATURE, seq_of(store))
+    counted = file.begin(num, b"2" * 16, seq_of(store), "_design/d", b"{}")
     try:
         for what, *rest in happened:
             if what == "put":
@@ -128,15 +146,20 @@ def test_whatever_happens_between_steps_the_entries_come_out_right(
                 rows = store.rows("SELECT rev FROM doc WHERE id = ? AND flags & 2 = 0", rest[0])
                 store.do(Purge("x", 1, {rest[0]: [rev for (rev,) in rows]}))
             elif what == "step":
-                built = file.step(built, seq_of(store), by_value)
+                built = file.step(built, seq_of(store), Recipe(by_value))
+                counted = file.step(counted, seq_of(store), COUNTED)
             elif what in ("restart", "crash"):
                 file.close()
                 store.close() if what == "restart" else store.crash()
                 store.open()
                 file = opened(store)
-                assert built in file.built(), "nothing was lost, so nothing is made anew"
+                assert {built.num, counted.num} == {one.num for one in file.built()}
+                assert built in file.built() and counted in file.built(), "nothing was lost"
         built = brought_on(file, built, seq_of(store))
         assert entries(file, built) == expected(store)
+        counted = brought_on(file, counted, seq_of(store), COUNTED)
+        assert entries(file, counted) == expected(store)
+        assert held(file, counted) == Counter(key[:1] for key, _, _ in expected(store))
     finally:
         indexes.STEP_ROWS_MAX = before
         file.close()
@@ -267,8 +290,9 @@ class Bench:
             self.log,
         )  # fmt: skip
         self.clock = StillClock()
+        self.readers = Readers(store.disk, self.file.path, 2**20)
         self.finder = Finder(
-            store.reader, store.disk, self.file.path, self.catalog, self.indexer, self.clock,
+            store.reader, self.readers, self.catalog, self.indexer, self.clock,
             limits or store.limits,
         )  # fmt: skip
         self.fault: Exception | None = None
@@ -283,7 +307,7 @@ class Bench:
         return function(*arguments)
 
     def close(self) -> None:
-        self.finder.close()
+        self.readers.close()
         self.file.close()
 
     async def find(self, selector: Any, **members: Any) -> tuple[list[Any], Found]:
@@ -305,7 +329,7 @@ def bench(store: Store) -> Iterator[Bench]:
 def test_who_waits_for_an_index_gets_it_with_all_changes(bench: Bench) -> None:
     for number in range(300):
         put(bench.store, f"d{number}", number % 7)
-    source = Source(SIGNATURE, by_value, "_design/d")
+    source = Source(SIGNATURE, Recipe(by_value), "_design/d")
 
     async def story() -> None:
         known = bench.catalog.get("x")
@@ -320,7 +344,7 @@ def test_who_waits_for_an_index_gets_it_with_all_changes(bench: Bench) -> None:
 
 def test_a_fault_is_told_to_those_who_wait_and_tried_again(bench: Bench) -> None:
     put(bench.store, "a", 1)
-    source = Source(SIGNATURE, by_value, "_design/d")
+    source = Source(SIGNATURE, Recipe(by_value), "_design/d")
 
     async def story() -> None:
         known = bench.catalog.get("x")
@@ -329,6 +353,92 @@ def test_a_fault_is_told_to_those_who_wait_and_tried_again(bench: Bench) -> None
             await bench.indexer.current(known, source)
         bench.fault = None
         assert (await bench.indexer.current(known, source)).seq == 1
+
+    asyncio.run(story())
+
+
+def test_what_a_recipe_wants_is_in_the_documents(store: Store) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def looks(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
+        seen.extend(orjson.loads(body) for _, body in documents)
+        return [[] for _ in documents]
+
+    put(store, "a", 1)
+    low, gone = edit("a", None, {"v": [], "n": 0}), edit("a", None, {"v": []}, deleted=True)
+    for other in (low, gone):
+        store.write("x", Graft("a", 1, (other.rev_hash,), other.deleted, other.digest, other.body))
+    put(store, "_design/d")
+    file = opened(store)
+    recipe = Recipe(looks, designs=True, conflicts=True, local_seq=True)
+    brought_on(file, file.begin(1, SIGNATURE, seq_of(store)), seq_of(store), recipe)
+    document, design = sorted(seen, key=lambda one: one["_id"], reverse=True)
+    assert document["_local_seq"] == 3 and design["_local_seq"] == 4
+    revs = {document["_rev"], *document["_conflicts"]}
+    assert len(revs) == 2 and document["_deleted_conflicts"] == [f"1-{gone.rev_hash}"]
+    assert "_conflicts" not in design
+    file.close()
+
+
+def test_a_function_that_fails_is_not_tried_again_at_once(bench: Bench) -> None:
+    put(bench.store, "a", 1)
+    tries: list[int] = []
+
+    def fails(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
+        tries.append(len(documents))
+        if len(tries) < 4:
+            raise FunctionFailed("It ran too long.")
+        return by_value(documents)
+
+    source = Source(SIGNATURE, Recipe(fails), "_design/d")
+
+    async def story() -> None:
+        known = bench.catalog.get("x")
+
+        async def fault() -> str:
+            with pytest.raises(FunctionFailed) as raised:
+                await bench.indexer.current(known, source)
+            return raised.value.reason
+
+        for pause_s in (5.0, 10.0, 20.0):
+            before = len(tries)
+            assert await fault() == "It ran too long."
+            (told,) = bench.indexer.status()["failing"]  # type: ignore[misc, index]
+            assert told == {"reason": "It ran too long.", "again_s": round(pause_s)}
+            assert await fault() == "It ran too long." and len(tries) == before + 1
+            bench.time.now += pause_s
+        assert (await bench.indexer.current(known, source)).seq == 1
+        assert bench.indexer.status() == {"kept": 1, "building": [], "failing": []}
+
+    asyncio.run(story())
+
+
+def test_a_version_that_fails_does_not_end_the_one_before(bench: Bench) -> None:
+    put(bench.store, "a", 1)
+
+    def fails(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
+        raise FunctionFailed("It ran too long.")
+
+    good, bad = Recipe(by_value), Recipe(fails)
+    named = [Source(SIGNATURE, good, "d"), Source(b"2" * 16, good, "e")]
+    bench.indexer.sources.append(lambda known: named)
+
+    async def until(names: list[str]) -> None:
+        async with asyncio.timeout(20):
+            while [one.name for one in bench.file.built()] != names:
+                await asyncio.sleep(0.01)
+
+    async def story() -> None:
+        running = asyncio.create_task(bench.indexer.run())
+        await until(["d", "e"])
+        # A new version of both; that of one fails.
+        named[:] = [Source(b"3" * 16, bad, "d"), Source(b"4" * 16, good, "e")]
+        bench.indexer.changed({1})
+        await until(["d", "d", "e"])
+        assert [one.signature[:1] for one in bench.file.built()] == [b"\0", b"3", b"4"]
+        assert [one.num for one in bench.indexer.under(bench.catalog.get("x"), "d")] == [1, 3]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(story())
 
@@ -342,7 +452,7 @@ def test_one_database_that_fails_keeps_no_other_behind(
     def sources(known: Known) -> list[Source]:
         if known.name == "x" and broken:
             raise ValueError("a bug of ours")
-        return [Source(SIGNATURE, by_value, "d")]
+        return [Source(SIGNATURE, Recipe(by_value), "d")]
 
     bench.store.create("y")
     bench.catalog.refresh(Changes(set(), set(), {2}))
@@ -376,7 +486,7 @@ def test_a_build_that_takes_time_is_an_active_task(bench: Bench) -> None:
 
     async def story() -> None:
         known = bench.catalog.get("x")
-        await bench.indexer.current(known, Source(SIGNATURE, slow, "_design/d"))
+        await bench.indexer.current(known, Source(SIGNATURE, Recipe(slow), "_design/d"))
         assert bench.indexer.tasks() == []
 
     asyncio.run(story())
@@ -389,7 +499,7 @@ def test_a_build_that_takes_time_is_an_active_task(bench: Bench) -> None:
 
 def test_indexes_that_no_design_document_names_go(bench: Bench) -> None:
     put(bench.store, "a", 1)
-    named = [Source(SIGNATURE, by_value, "d"), Source(b"2" * 16, by_value, "d")]
+    named = [Source(SIGNATURE, Recipe(by_value), "d"), Source(b"2" * 16, Recipe(by_value), "d")]
     bench.indexer.sources.append(lambda known: named)
 
     async def until(count: int) -> None:

@@ -8,6 +8,7 @@ the board is away (trace 15).
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -17,11 +18,23 @@ from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress, Reach
 from divandb.commands import Concern, Confirm, Job, SetRegister, WriteDocuments
 from divandb.config import Limits
-from divandb.errors import Busy
+from divandb.errors import Busy, DivanError
 from divandb.store import registers
 from divandb.vector import Vector, covers, join
 
 SAFE_POLL_S = 0.25
+
+
+class Judges(Protocol):
+    """Says which writes are refused before they are carried out."""
+
+    def is_asked(self, command: WriteDocuments) -> bool:
+        """Has it anything to say?"""
+        ...
+
+    async def refusals(self, command: WriteDocuments) -> dict[int, DivanError]:
+        """Why which of the writes are refused, by their place."""
+        ...
 
 
 class Desk:
@@ -37,6 +50,7 @@ class Desk:
         needs: Needs,
         clock: Clock,
         limits: Limits,
+        judge: Judges,
     ) -> None:
         """``boarded`` is what is on the Masters' Board of this node's own writes; ``None``: there
         is no board.
@@ -51,6 +65,7 @@ class Desk:
         self._needs = needs
         self._clock = clock
         self._limits = limits
+        self._judge = judge
         self._waiting: set[asyncio.Task[None]] = set()
 
     def submit(self, job: Job) -> None:
@@ -58,7 +73,9 @@ class Desk:
         job.slot = self._slot
         if _vouches(job):
             job.concern = max(job.concern, Concern.BOARD, key=list(Concern).index)
-        if job.concern is Concern.LOCAL and self._progress.contains(job.needs):
+        judged = isinstance(job.command, WriteDocuments) and self._judge.is_asked(job.command)
+        plain = job.concern is Concern.LOCAL and not judged
+        if plain and self._progress.contains(job.needs):
             self._submit(job)
             return
         if len(self._waiting) >= self._limits.write_queue_jobs_max:
@@ -85,6 +102,26 @@ class Desk:
             job.command = msgspec.structs.replace(job.command, orphans=True)
 
     async def _carry_out(self, job: Job) -> None:
+        """Have the writes carried out that are not refused."""
+        command = job.command
+        refused: dict[int, DivanError] = {}
+        if isinstance(command, WriteDocuments) and self._judge.is_asked(command):
+            refused = await self._judge.refusals(command)
+        if not refused:
+            await self._carry_out_all(job)
+            return
+        assert isinstance(command, WriteDocuments)
+        writes = [one for place, one in enumerate(command.writes) if place not in refused]
+        job.result = []
+        if writes:
+            job.command = msgspec.structs.replace(command, writes=writes)
+            await self._carry_out_all(job)
+        if isinstance(job.result, list):
+            done = iter(job.result)
+            places = range(len(command.writes))
+            job.result = [refused.get(place) or next(done) for place in places]
+
+    async def _carry_out_all(self, job: Job) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         inner = Job(job.command, job.size_bytes, lambda _: done.set_result(None))
         self._submit(inner)

@@ -13,6 +13,7 @@ The way of a request:
     elsewhere      attachments whose bytes are not here yet
     services       the parts of the node that handlers work with
     call           one request: its parameters, body, user and database
+    parameters     values of parameters that listings and views share
     respond        answers as CouchDB gives them
 
 Routes:
@@ -29,6 +30,8 @@ Routes:
     snapshots      /_divan/snapshot, a copy of the file for other nodes
     changes        _changes: what is asked for
     find           _find, _explain, _index
+    views          _view, _info, _view_cleanup
+    functions      _update, and what a function is told of a request; filter functions
     feed           _changes: how it is sent, live or not
 
 Wire formats:

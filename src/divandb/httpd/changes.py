@@ -3,8 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from hashlib import md5
-from typing import Any, NoReturn
-from urllib.parse import unquote
+from typing import Any
 
 import msgspec
 import orjson
@@ -12,14 +11,14 @@ from starlette.responses import Response
 
 from divandb.auth import policy
 from divandb.catalog import Known
-from divandb.errors import BadRequest, NotFound, NotImplementedHere
-from divandb.httpd import pieces, respond
+from divandb.errors import BadRequest
+from divandb.httpd import functions, pieces, respond
 from divandb.httpd.call import Call, decode_json
 from divandb.httpd.feed import FRAMES, LIMIT_MAX, Feed, Filter, Reader, Wanted
 from divandb.httpd.listing import ADMIN_ONLY
 from divandb.mango import selector, tree
 from divandb.mango.sift import sift
-from divandb.replica import DELETED, Replica, Sieve
+from divandb.replica import Replica, Sieve
 
 # Parameters
 
@@ -110,7 +109,10 @@ def read_wanted(items: Iterable[tuple[str, str]], last_event_id: str | None = No
 
 
 def read_filter(call: Call, known: Known, name: str, body: dict[str, Any]) -> Filter:
-    """The filter of that name; raises ``BadRequest``, ``NotFound`` and ``NotImplementedHere``."""
+    """The filter of that name; raises ``BadRequest``, ``NotFound`` and ``NotImplementedHere``.
+
+    ``body`` is that of a ``POST``, which filter functions are shown.
+    """
     if name == "_doc_ids":
         value = body["doc_ids"] if "doc_ids" in body else call.json_parameter("doc_ids")
         return Filter(ids=_doc_ids(value))
@@ -125,11 +127,12 @@ def read_filter(call: Call, known: Known, name: str, body: dict[str, Any]) -> Fi
         view = call.query.get("view", "")
         if not view:
             raise BadRequest("`view` filter parameter is not provided.")
-        _refuse_function(call, known, "view", "views", view)
+        return Filter(script=functions.view_filter_of(call, known, view))
     if name.startswith("_"):
         raise BadRequest("unknown builtin filter name")
     if name.strip("/"):
-        _refuse_function(call, known, "filter", "filters", name)
+        sent = orjson.dumps(body)
+        return Filter(script=functions.filter_of(call, known, name, sent))
     return Filter()
 
 
@@ -160,26 +163,6 @@ def _fields(value: Any) -> tuple[tuple[str, ...], ...]:
         return tuple(tree.path_of(field) for field in value)
     except BadRequest as refusal:
         raise BadRequest(f"Selector error: {refusal.reason}") from None
-
-
-def _refuse_function(call: Call, known: Known, kind: str, member: str, name: str) -> NoReturn:
-    """Functions in design documents come with views; what is not even there is a 404."""
-    parts = [unquote(part) for part in name.split("/") if part]
-    if len(parts) != 2:
-        raise BadRequest(f"`{kind}` must be of the form `designname/{kind}name`")
-    winner = call.services.replica.winner(known, "_design/" + parts[0])
-    if winner is None or winner[1] & DELETED:
-        raise NotFound("missing" if winner is None else "deleted")
-    value = orjson.loads(winner[2])
-    for key in (member, parts[1]):
-        if not isinstance(value, dict):
-            raise NotFound("json_mismatch")
-        value = value.get(key)
-        if value is None:
-            raise NotFound(f"missing json key: {key}")
-    raise NotImplementedHere(
-        "Filter functions and views are not available: filter by _selector, _doc_ids or _design."
-    )
 
 
 # Requests

@@ -10,7 +10,7 @@ misses nothing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -88,14 +88,25 @@ class Wanted(msgspec.Struct, frozen=True):
         return (most if self.timeout_ms is None else min(self.timeout_ms, most)) / 1000
 
 
+class Script(Protocol):
+    """A filter that is asked about many documents at once."""
+
+    async def takes(self, documents: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Which of these documents, (id, JSON), are shown."""
+        ...
+
+
 class Filter(msgspec.Struct, frozen=True):
-    """Which changes a feed shows: those of ``ids``, of design documents, of what ``matches``."""
+    """Which changes a feed shows: those of ``ids``, of design documents, of what ``matches``, of
+    what a ``script`` takes.
+    """
 
     ids: frozenset[str] | None = None
     designs: bool = False
     matches: Callable[[dict[str, Any]], bool] | None = None
     sieve: Sieve | None = None
     """What ``matches`` may be true for, in SQL (`mango.sift`)."""
+    script: Script | None = None
     fields: tuple[tuple[str, ...], ...] = ()
     """The paths of what is left of each document that is shown; nothing stands for all of it."""
 
@@ -108,7 +119,8 @@ class Filter(msgspec.Struct, frozen=True):
     @property
     def everything(self) -> bool:
         """Is nothing left out?"""
-        return self.ids is None and not self.designs and self.matches is None
+        unfiltered = self.matches is None and self.script is None
+        return self.ids is None and not self.designs and unfiltered
 
 
 # Reading
@@ -135,6 +147,7 @@ class Reader:
         self._suffix = replica.suffix(known, start.seq)
         self.seq = start.seq
         self.left = wanted.limit
+        self._judged: tuple[int | None, list[tuple[Row, list[str]]]] | None = None
 
     def extend(self) -> None:
         """Take in what has changed since; raises ``NotFound`` when the database is gone."""
@@ -153,6 +166,25 @@ class Reader:
             return None
         page = self._page()
         return self._rows(frame) if page is None else self._framed(page, frame)
+
+    async def judge(self) -> None:
+        """Ask the script about the next slice; raises what it raises, and ``NotFound``."""
+        script = self._chosen.script
+        if script is None or not self.left or self._low >= self._high:
+            return
+        end, candidates = self._candidates()
+        rows = [(row, self._shown_revs(row)) for row in candidates]
+        asked = [(row, rev) for row, revs in rows for rev in revs]
+        bodies = [(row.id, self._body(row, rev)) for row, rev in asked]
+        taken = await script.takes([(doc_id, body) for doc_id, body in bodies if body])
+        verdicts = iter(taken)
+        passed = {
+            (row.seq, rev)
+            for (row, rev), (_, body) in zip(asked, bodies, strict=True)
+            if body and next(verdicts)
+        }
+        shown = [(row, [rev for rev in revs if (row.seq, rev) in passed]) for row, revs in rows]
+        self._judged = (end, shown)
 
     # Pages of lines
 
@@ -299,17 +331,23 @@ class Reader:
 
     def _shown(self) -> tuple[int | None, list[tuple[Row, list[str]]]]:
         """(how far the slice goes, those of its rows that are shown, with their revisions)"""
-        end, rows = self._candidates()
+        end, rows = self._found()
         reached: int | None = None
         shown: list[tuple[Row, list[str]]] = []
-        for row in rows:
+        for row, revs in rows:
             reached = row.seq
-            revs = self._shown_revs(row)
             if revs:
                 shown.append((row, revs))
             if len(shown) == self.left:
                 return reached, shown
         return end if end is not None else reached, shown
+
+    def _found(self) -> tuple[int | None, Iterable[tuple[Row, list[str]]]]:
+        if self._judged is not None:
+            judged, self._judged = self._judged, None
+            return judged
+        end, rows = self._candidates()
+        return end, ((row, self._shown_revs(row)) for row in rows)
 
     def _shown_revs(self, row: Row) -> list[str]:
         if not self._chosen.takes(row.id):
@@ -323,16 +361,20 @@ class Reader:
     def _is_match(self, row: Row, leaf: Leaf) -> bool:
         if self._chosen.matches is None:
             return True
+        body = self._body(row, leaf.rev)
+        return bool(body) and self._chosen.matches(orjson.loads(body))
+
+    def _body(self, row: Row, rev: str) -> bytes:
+        """A revision as filters see it; nothing if it is gone."""
         try:
-            revision = self._replica.revision(self._known, row, leaf.rev)
+            revision = self._replica.revision(self._known, row, rev)
         except LookupError:
-            return False  # written and compacted meanwhile: the document has a newer change
+            return b""  # written and compacted meanwhile: the document has a newer change
         if revision is None:
-            return False
-        conflicts = self._wanted.conflicts and leaf.rev == row.rev
+            return b""
+        conflicts = self._wanted.conflicts and rev == row.rev
         options = render.Options(conflicts=conflicts)
-        body = render.whole(self._replica, self._known, row, revision, options)
-        return self._chosen.matches(orjson.loads(body))
+        return render.whole(self._replica, self._known, row, revision, options)
 
     def _seq_json(self, seq: int, is_last: bool) -> bytes:
         if self.left % self._wanted.seq_interval:
@@ -562,7 +604,10 @@ class Feed:
             self._over = True
 
     async def _next(self) -> Iterator[bytes] | None:
-        """The next slice, once the bytes that it sends are here; raises ``Busy``, ``NotFound``."""
+        """The next slice, once its script has spoken, and the bytes that it sends are here; raises
+        ``Busy``, ``NotFound``.
+        """
+        await self._reader.judge()
         if self._wanted.include_docs and self._wanted.attachments:
             await elsewhere.awaited(self._services, self._reader.upcoming())
         return self._reader.slice(self._frame)

@@ -8,7 +8,6 @@ from starlette.responses import Response
 
 from divandb.auth import policy
 from divandb.catalog import Known
-from divandb.commands import Concern
 from divandb.document import Sent, check_id
 from divandb.entry import Prepared
 from divandb.errors import BadRequest, Conflict, DivanError, NotFound, NotImplementedHere
@@ -221,9 +220,7 @@ async def _save(
     """
     kept = {} if members is None else document.get("_attachments", {})
     sent = Sent(doc_id, document.get("_rev"), members is None, members or {}, kept, None)
-    (result,) = await call.entry.write(
-        known, call.user, [Prepared(doc_id, sent)], concern=Concern.VISIBLE
-    )
+    (result,) = await call.entry.write(known, call.user, [Prepared(doc_id, sent)])
     if isinstance(result, DivanError) and not isinstance(result, Conflict):
         raise result
     return result

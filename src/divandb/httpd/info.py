@@ -284,12 +284,8 @@ ROUTES: RouteTable = [
     ("/{db}/_search_analyze", _ALL_LATER),
     ("/{db}/_partition/{rest:path}", _ALL_LATER),
     ("/{db}/_shards", _ALL_LATER),
-    ("/{db}/_view_cleanup", _ALL_LATER),
-    ("/{db}/_compact/{ddoc}", _ALL_LATER),
-    ("/{db}/_temp_view", _ALL_LATER),
-    ("/{db}/_design/{ddoc}/_info", _ALL_LATER),
     *[
         (f"/{{db}}/_design/{{ddoc}}/{kind}/{{rest:path}}", _ALL_LATER)
-        for kind in ("_view", "_show", "_list", "_update", "_rewrite", "_search", "_nouveau")
+        for kind in ("_search", "_nouveau")
     ],
 ]

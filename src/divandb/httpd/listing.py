@@ -17,8 +17,9 @@ from divandb.auth import policy
 from divandb.auth.users import USERS_DB
 from divandb.catalog import Known
 from divandb.errors import BadRequest, QueryParseError, TooLarge
-from divandb.httpd import elsewhere, pieces, render
+from divandb.httpd import elsewhere, parameters, pieces, render
 from divandb.httpd.call import Call, encode_json
+from divandb.httpd.parameters import LIMIT_MAX
 from divandb.httpd.pieces import Pieces
 from divandb.httpd.respond import JSON
 from divandb.replica import BETWEEN, DELETED, Replica, Revision, Row, Span, rest_after
@@ -28,7 +29,6 @@ SLICE_ROWS = 250
 """Rows of a page that is made row by row."""
 LEAP_ROWS = 20_000
 """Rows that are counted or skipped at a time."""
-LIMIT_MAX = 10**15
 ADMIN_ONLY = frozenset({USERS_DB, "_replicator"})
 """Databases that only server admins may list or follow."""
 MULTI_KEYS = "`keys` is incompatible with `key`, `start_key` and `end_key`"
@@ -68,61 +68,6 @@ class Query(msgspec.Struct, frozen=True):
 # Parameters
 
 
-def _text(value: Any) -> str:
-    return encode_json(value).decode()
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise QueryParseError(f"Invalid boolean parameter: {_text(value)}")
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise QueryParseError(f"Invalid value for integer: {_text(value)}")
-    if value < 0:
-        raise QueryParseError(f"Invalid value for positive integer: {value}")
-    return min(value, LIMIT_MAX)
-
-
-def _whole_text(value: Any) -> int:
-    """The same for what stands in a query string."""
-    digits = value.removeprefix("-").removeprefix("+") if isinstance(value, str) else ""
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 100:
-        return _whole(value)
-    return _whole(int(value))
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-def _json(text: Any) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise BadRequest("invalid UTF-8 JSON") from None
-
-
-def _refuse_if(*refused: Any, reason: str) -> Callable[[Any], None]:
-    def check(value: Any) -> None:
-        if value in refused:
-            raise QueryParseError(reason)
-
-    return check
-
-
-def _one_of(*allowed: Any, name: str) -> Callable[[Any], None]:
-    def check(value: Any) -> None:
-        if value not in allowed:
-            raise QueryParseError(f"Invalid value for `{name}`.")
-
-    return check
-
-
 _FLAGS = frozenset(
     name for name in Query.__struct_fields__ if isinstance(getattr(Query(), name), bool)
 )
@@ -131,11 +76,11 @@ _BOUNDS = {"startkey": "start", "start_key": "start", "endkey": "end", "end_key"
 _TRUE, _FALSE = ("true", True), ("false", False)
 # Parameters of views: here they are only checked, as CouchDB checks them.
 _CHECKS: dict[str, Callable[[Any], None]] = {
-    "reduce": _refuse_if(*_TRUE, reason="Reduce is invalid for map-only views."),
-    "group": _refuse_if(*_TRUE, reason="Invalid use of grouping on a map view."),
-    "stale": _one_of("ok", "update_after", name="stale"),
-    "stable": _one_of(*_TRUE, *_FALSE, name="stable"),
-    "update": _one_of(*_TRUE, *_FALSE, "lazy", name="update"),
+    "reduce": parameters.refuse_if(*_TRUE, reason="Reduce is invalid for map-only views."),
+    "group": parameters.refuse_if(*_TRUE, reason="Invalid use of grouping on a map view."),
+    "stale": parameters.one_of("ok", "update_after", name="stale"),
+    "stable": parameters.one_of(*_TRUE, *_FALSE, name="stable"),
+    "update": parameters.one_of(*_TRUE, *_FALSE, "lazy", name="update"),
 }
 
 
@@ -144,8 +89,8 @@ def read_query(base: Query, items: Iterable[tuple[str, Any]], *, decoded: bool) 
 
     Raises ``QueryParseError`` and ``BadRequest`` in CouchDB's words.
     """
-    value_of = _as_it_is if decoded else _json
-    number_of = _whole if decoded else _whole_text
+    value_of = parameters.as_it_is if decoded else parameters.json
+    number_of = parameters.whole if decoded else parameters.whole_text
     found: dict[str, Any] = {}
     for name, value in items:
         if name in _BOUNDS:
@@ -157,7 +102,7 @@ def read_query(base: Query, items: Iterable[tuple[str, Any]], *, decoded: bool) 
         elif name in _NUMBERS:
             found[name] = number_of(value)
         elif name in _FLAGS:
-            found[name] = _boolean(value)
+            found[name] = parameters.boolean(value)
         elif name in _CHECKS:
             _CHECKS[name](value)
         elif name == "group_level" and number_of(value) > 0:
@@ -221,7 +166,7 @@ async def _list(call: Call, within: Span) -> Response:
         base = read_query(base, body.items(), decoded=True)
         base = base if keys is None else _with_keys(base, keys)
     elif "keys" in call.query:
-        keys = _json(call.query["keys"])
+        keys = parameters.json(call.query["keys"])
         if not isinstance(keys, list):
             raise BadRequest("`keys` parameter must be an array.")
         base = _with_keys(base, keys)

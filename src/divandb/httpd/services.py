@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from divandb.catalog import Catalog
 from divandb.clock import Clock, Rng
@@ -15,6 +15,7 @@ from divandb.cluster.verifier import Verifier
 from divandb.cluster.witness import Witness
 from divandb.commands import Job
 from divandb.config import Config, Limits
+from divandb.designs import Designs
 from divandb.entry import Entry
 from divandb.finder import Finder
 from divandb.httpd.authenticator import Authenticator
@@ -24,6 +25,7 @@ from divandb.replica import Replica
 from divandb.settings import Settings
 from divandb.telemetry import Log
 from divandb.vector import Vector
+from divandb.viewer import Viewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,11 @@ class Services:
     cluster: str
     catalog: Catalog
     replica: Replica
+    designs: Designs
     finder: Finder
+    viewer: Viewer
+    functions: Callable[..., Awaitable[list[str]]]
+    """Calls a function of a design document, as `views.engine.Engine.ask`."""
     entry: Entry
     settings: Settings
     authenticator: Authenticator
@@ -47,6 +53,8 @@ class Services:
     """Have a database compacted now."""
     compacting: Callable[[int], bool]
     """Is it being compacted?"""
+    tidy: Callable[[int], None]
+    """Have indexes of a database that nothing names removed now."""
     tasks: Callable[[], list[dict[str, object]]]
     """Background work under way, as `_active_tasks` shows it."""
     progress: Progress

@@ -24,6 +24,7 @@ proofs          what a node holds, in numbers that others compare with theirs
 mending         taking from another node what differs or is damaged here
 indexes.sql, indexes      ordered entries that documents give, in a file of their own
 queries         documents for a query, by id or by an index's entries
+rows            rows of a view: an index's entries between two places, and their sums
 registers       last-writer-wins values: `_security`, `_local` documents, settings
 blobs           attachments by name, in chunks
 chores          what the upkeep does next

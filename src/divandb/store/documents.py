@@ -197,7 +197,7 @@ class Births:
 
     def _put(self, doc_id: str, document: Document, leaf: Leaf, body: bytes) -> None:
         database = self._database
-        place = self._ledger.next_place(database)
+        place = self._ledger.next_place(database, doc_id)
         flags = DELETED if leaf.deleted else 0
         tree = _encode(document)
         self._rows.append((place, database.num, doc_id, flags, leaf.rev, body, tree))
@@ -252,7 +252,7 @@ def store(
     _count(database, row, -1)
     before = digests.of_document(row.id, row.document.leaves)
     _leave(ledger, database, row, before)
-    row.place = ledger.next_place(database)
+    row.place = ledger.next_place(database, row.id)
     row.document = document
     row.body = body
     row.rev = winner.rev if winner else ""

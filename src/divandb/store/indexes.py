@@ -2,7 +2,7 @@
 
 An index is known by its database and a signature of what it is made by: who changes a definition
 gets another index beside the one in use. What a document gives is the business of whoever asks for
-a step (``Entries``); here it is a key whose bytes have the order, a value, and the document's id.
+a step (``Recipe``); here it is a key whose bytes have the order, a value, and the document's id.
 
 ``indexes.sqlite`` holds nothing that is not in the node's file. It has a writer of its own, so that
 building one holds up no write; it is not in snapshots, and in no digest. It is not flushed with
@@ -13,6 +13,7 @@ was made under the numbering that the file had until then, and came no farther t
 a file that lost its last commits, or was put back, has fewer changes than its indexes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 import apsw
 import msgspec
 
-from divandb.store import databases, file
+from divandb.document import with_members
+from divandb.store import databases, documents, file
 from divandb.store.databases import SEQ_MASK
-from divandb.store.documents import DELETED, NOTHING_SHOWN
+from divandb.store.documents import CONFLICTS, DELETED, NOTHING_SHOWN
 from divandb.store.file import Connection, Disk, Identity
 
 FILE_NAME = "indexes.sqlite"
-FORMAT = 1
+FORMAT = 2
 STEP_ROWS_MAX = 128
 STEP_BYTES_MAX = 1024 * 1024
 """A step ends with the document that passes either."""
@@ -37,21 +39,43 @@ WAL_PAGES = 1000
 WAL_KEPT_BYTES = 16 * 2**20
 _SIDES = ("-wal", "-shm", "-journal")
 
-Entry = tuple[bytes, bytes | None]
-"""(key, value)"""
-Entries = Callable[[Sequence[tuple[str, bytes]]], Iterable[Sequence[Entry]]]
-"""What each of these documents, (id, body), gives. Raises nothing that a document could cause."""
+Entry = tuple[bytes, bytes | None, float | None]
+"""(key, value, the value as a number if it is one)"""
+Entries = Callable[[Sequence[tuple[str, bytes]]], Sequence[Sequence[Entry]]]
+"""What each of these documents, (id, body), gives: of the first of them at least. Whatever it
+raises ends the building.
+"""
 
 _CHANGED = """
 SELECT place, id, flags, body FROM doc WHERE place > ? AND place <= ? ORDER BY place LIMIT ?
 """
-_BUILT = "SELECT num, db, signature, seq, fresh FROM built WHERE signature IS NOT NULL"
+_BUILT = "SELECT num, db, signature, seq, fresh, name, about FROM built WHERE signature IS NOT NULL"
 # Left to itself SQLite would go through the whole index.
 _GONE = "DELETE FROM entry INDEXED BY entry_by_document WHERE built = ? AND id = ?"
+_GONE_COUNTED = _GONE + " RETURNING key"
+_HOLD = """
+INSERT INTO held VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET entries = entries + excluded.entries
+"""
 _SWEEP = """
 DELETE FROM entry WHERE (built, key, id, n) IN
     (SELECT built, key, id, n FROM entry WHERE built = ? LIMIT ?)
 """
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """How an index is made."""
+
+    entries: Entries
+    designs: bool = False
+    """Are design documents in it?"""
+    conflicts: bool = False
+    """Do bodies have `_conflicts` and `_deleted_conflicts` where there are any?"""
+    local_seq: bool = False
+    """Do they have `_local_seq`?"""
+    part_bytes: int = 0
+    """So many bytes of a key say which part of the index it is in; 0: parts are not counted."""
+    about: bytes | None = None
+    """What a reader must know to use it when its definition is gone."""
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -62,6 +86,21 @@ class Built(msgspec.Struct, frozen=True):
     signature: bytes
     seq: int
     fresh: int
+    name: str = ""
+    about: bytes | None = None
+
+
+class _Changed(msgspec.Struct):
+    """A step's documents, by change."""
+
+    seq: int
+    """How far the step goes."""
+    gone: list[tuple[int, str]] = []
+    """(seq, id) of those that may have entries."""
+    living: list[tuple[str, bytes]] = []
+    """(id, body) of those that may give some."""
+    seqs: list[int] = []
+    """Of the living."""
 
 
 class IndexFile:
@@ -133,57 +172,93 @@ class IndexFile:
         """All indexes."""
         return [Built(*row) for row in self._writing.execute(_BUILT)]
 
-    def begin(self, db: int, signature: bytes, seq: int) -> Built:
+    def begin(
+        self, db: int, signature: bytes, seq: int, name: str = "", about: bytes | None = None
+    ) -> Built:
         """An index that was not there before, of a database that now is at ``seq``."""
         with self._writing:
             self._writing.execute(
-                "INSERT OR IGNORE INTO built (db, signature, seq, fresh) VALUES (?, ?, 0, ?)",
-                (db, signature, seq),
+                "INSERT OR IGNORE INTO built (db, signature, seq, fresh, name, about)"
+                " VALUES (?, ?, 0, ?, ?, ?)",
+                (db, signature, seq, name, about),
             )
         rows: Any = self._writing.execute(
             _BUILT + " AND db = ? AND signature = ?", (db, signature)
         ).fetchone()
         return Built(*rows)
 
-    def step(self, built: Built, goal: int, entries: Entries) -> Built:
+    def step(self, built: Built, goal: int, recipe: Recipe) -> Built:
         """Take in the next changes up to ``goal``, the database's seq at some moment; the index as
         it is then.
         """
-        seq, gone, living = self._changed(built, goal)
-        given = entries(living)
+        changed = self._changed(built, goal, recipe)
+        given = recipe.entries(changed.living) if changed.living else []
+        if len(given) < len(changed.living):
+            changed.seq = changed.seqs[len(given)] - 1
         rows = [
-            (built.num, key, doc_id, n, value)
-            for (doc_id, _), some in zip(living, given, strict=True)
-            for n, (key, value) in enumerate(some)
+            (built.num, key, doc_id, n, number, value)
+            for (doc_id, _), some in zip(changed.living, given, strict=False)
+            for n, (key, value, number) in enumerate(some)
         ]
+        gone = [(built.num, doc_id) for seq, doc_id in changed.gone if seq <= changed.seq]
         with self._writing:
-            if gone:
-                self._writing.executemany(_GONE, gone)
+            counts = self._remove(gone, recipe.part_bytes) if gone else Counter()
             if rows:
-                self._writing.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?)", rows)
-            self._writing.execute("UPDATE built SET seq = ? WHERE num = ?", (seq, built.num))
-        return msgspec.structs.replace(built, seq=seq)
+                self._writing.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows)
+            if recipe.part_bytes:
+                counts.update([row[1][: recipe.part_bytes] for row in rows])
+                changes = [(built.num, part, count) for part, count in counts.items() if count]
+                self._writing.executemany(_HOLD, changes)
+            self._writing.execute(
+                "UPDATE built SET seq = ? WHERE num = ?", (changed.seq, built.num)
+            )
+        return msgspec.structs.replace(built, seq=changed.seq)
 
-    def _changed(
-        self, built: Built, goal: int
-    ) -> tuple[int, list[tuple[int, str]], list[tuple[str, bytes]]]:
-        """How far the step goes, whose entries go, and whose may come."""
+    def _remove(self, gone: list[tuple[int, str]], part_bytes: int) -> Counter[bytes]:
+        """Remove what these documents gave; what that is to each part's count."""
+        found: Any = self._writing.executemany(_GONE_COUNTED if part_bytes else _GONE, gone)
+        counts: Counter[bytes] = Counter()
+        counts.subtract([key[:part_bytes] for (key,) in found] if part_bytes else ())
+        return counts
+
+    def _changed(self, built: Built, goal: int, recipe: Recipe) -> _Changed:
         base = built.db << databases.PLACE_BITS
-        gone, living, size, seq = [], [], 0, goal
+        found, size = _Changed(goal), 0
         cursor: Any = self._reading.execute(
             _CHANGED, (base | built.seq, base | goal, STEP_ROWS_MAX)
         )
         for count, (place, doc_id, flags, body) in enumerate(cursor, 1):
             size += len(body)
-            if place & SEQ_MASK > built.fresh:
-                gone.append((built.num, doc_id))
-            if not flags & (DELETED | NOTHING_SHOWN) and not doc_id.startswith("_design/"):
-                living.append((doc_id, body))
+            seq = place & SEQ_MASK
+            if seq > built.fresh:
+                found.gone.append((seq, doc_id))
+            if not flags & (DELETED | NOTHING_SHOWN) and (
+                recipe.designs or not doc_id.startswith("_design/")
+            ):
+                found.living.append(
+                    (doc_id, self._body(built.db, seq, doc_id, flags, body, recipe))
+                )
+                found.seqs.append(seq)
             if count >= STEP_ROWS_MAX or size >= STEP_BYTES_MAX:
-                seq = place & SEQ_MASK
+                found.seq = seq
                 cursor.close()
                 break
-        return seq, gone, living
+        return found
+
+    def _body(
+        self, db: int, seq: int, doc_id: str, flags: int, body: bytes, recipe: Recipe
+    ) -> bytes:
+        """A document as the recipe wants it."""
+        members: dict[str, object] = {}
+        if recipe.local_seq:
+            members["_local_seq"] = seq
+        if recipe.conflicts and flags & CONFLICTS:
+            losers = documents.read_row(self._reading, db, doc_id).document.shown()[1:]
+            for name, deleted in (("_conflicts", False), ("_deleted_conflicts", True)):
+                revs = [leaf.rev for leaf in losers if leaf.deleted == deleted]
+                if revs:
+                    members[name] = revs
+        return with_members(body, members) if members else body
 
     def retire(self, nums: Iterable[int]) -> None:
         """These indexes are no longer used; ``sweep`` frees what they take."""
@@ -204,6 +279,7 @@ class IndexFile:
         with self._writing:
             self._writing.execute(_SWEEP, (found[0], SWEEP_ROWS_MAX))
             if self._writing.changes() < SWEEP_ROWS_MAX:
+                self._writing.execute("DELETE FROM held WHERE built = ?", (found[0],))
                 self._writing.execute("DELETE FROM built WHERE num = ?", (found[0],))
         self._writing.execute(f"PRAGMA incremental_vacuum({SWEEP_PAGES_MAX})").fetchall()
         return True

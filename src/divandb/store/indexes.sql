@@ -6,23 +6,35 @@ CREATE TABLE meta (
 ) WITHOUT ROWID;
 
 -- One row an index of a database: all changes up to `seq` are in it. Until `fresh` no document can have been in it
--- before. Without a signature it is about to be removed.
+-- before. Without a signature it is about to be removed. `name` is the design document that it was begun for, `about`
+-- what a reader must know to use it when that has changed.
 CREATE TABLE built (
     num       INTEGER PRIMARY KEY AUTOINCREMENT,
     db        INTEGER NOT NULL,
     signature BLOB,
     seq       INTEGER NOT NULL,
     fresh     INTEGER NOT NULL,
+    name      TEXT NOT NULL,
+    about     BLOB,
     UNIQUE (db, signature)
 );
 
--- What documents gave: `n` numbers what one of them gave.
+-- What documents gave: `n` numbers what one of them gave. `number` is the value, where that is a number.
 CREATE TABLE entry (
-    built INTEGER NOT NULL,
-    key   BLOB NOT NULL,
-    id    TEXT NOT NULL,
-    n     INTEGER NOT NULL,
-    value BLOB,
+    built  INTEGER NOT NULL,
+    key    BLOB NOT NULL,
+    id     TEXT NOT NULL,
+    n      INTEGER NOT NULL,
+    number ANY,
+    value  BLOB,
     PRIMARY KEY (built, key, id, n)
 ) WITHOUT ROWID;
 CREATE INDEX entry_by_document ON entry (built, id);
+
+-- How many entries there are in a part of an index: those whose keys begin with `part`.
+CREATE TABLE held (
+    built   INTEGER NOT NULL,
+    part    BLOB NOT NULL,
+    entries INTEGER NOT NULL,
+    PRIMARY KEY (built, part)
+) WITHOUT ROWID;

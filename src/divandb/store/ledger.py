@@ -45,6 +45,8 @@ class Changes(msgspec.Struct):
     """Numbers of the databases that were created or dropped."""
     vector: Vector | None = None
     """What the file contains since, if that has changed."""
+    designs: set[int] = msgspec.field(default_factory=set)
+    """Numbers of the databases whose design documents have changed."""
 
 
 def no_changes() -> Changes:
@@ -302,7 +304,7 @@ class Ledger:
         """Have the database's counters written with the commit."""
         self._touched.add(database.num)
 
-    def next_place(self, database: Database) -> int:
+    def next_place(self, database: Database, doc_id: str) -> int:
         """The place of the database's next change; stores a mark when one is due.
 
         Called after the change's dot was taken: the mark then covers the change itself.
@@ -311,6 +313,8 @@ class Ledger:
         self.mark_if_due(database)
         self._touched.add(database.num)
         self.changes.documents.add(database.num)
+        if doc_id.startswith("_design/"):
+            self.changes.designs.add(database.num)
         return database.place | database.seq
 
     def mark_if_due(self, database: Database) -> None:

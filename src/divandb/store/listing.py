@@ -28,6 +28,7 @@ _DESIGN_REVS = """
 SELECT id, rev FROM doc INDEXED BY doc_by_id
 WHERE db = ? AND id >= '_design/' AND id < '_design0' AND flags & 3 = 0 ORDER BY id LIMIT ?
 """
+_FLAGS = "SELECT flags FROM doc WHERE db = ? AND id = ?"
 _LIVING_BODY = "SELECT body FROM doc WHERE db = ? AND id = ? AND flags & 3 = 0"
 BETWEEN = b",\r\n"
 """What stands between two rows; JSON has no such bytes within a row."""
@@ -150,3 +151,9 @@ def bodies(connection: Connection, num: int, doc_ids: Iterable[str]) -> Iterator
         row: Any = connection.execute(_LIVING_BODY, (num, doc_id)).fetchone()
         if row is not None:
             yield row[0]
+
+
+def deleted(connection: Connection, num: int, doc_id: str) -> bool:
+    """Is there a document of that id, and is it deleted?"""
+    row: Any = connection.execute(_FLAGS, (num, doc_id)).fetchone()
+    return row is not None and bool(row[0] & 1)

@@ -71,6 +71,7 @@ def connect(disk: Disk, indexes: Path, cache_bytes: int) -> Connection:
     """A reading connection to both files; the indexes' must be there."""
     connection = file.connect(disk, readonly=True, cache_bytes=cache_bytes)
     connection.execute("ATTACH ? AS indexes", (str(indexes),))
+    connection.execute(f"PRAGMA indexes.cache_size = {-cache_bytes // 1024}")  # each has its own
     return connection
 
 

@@ -204,4 +204,5 @@ def joined(one: Changes | None, other: Changes | None) -> Changes | None:
         one.registers | other.registers,
         one.databases | other.databases,
         other.vector or one.vector,
+        one.designs | other.designs,
     )

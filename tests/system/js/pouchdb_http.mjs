@@ -368,3 +368,37 @@ test('compaction and a limit of revisions keep every leaf', async (t) => {
   assert.equal((await db.get('x', { revs: true }))._revisions.ids.length, 3);
   assert.match(rev, /^12-/);
 });
+
+test('views: rows, keys, groups, and a function that is no view', async (t) => {
+  const { db } = await fresh(t, 'views');
+  const emit = 'function (doc) { if (doc.team) emit([doc.team, doc.age], doc.age); }';
+  await db.put({ _id: '_design/d', views: { team: { map: emit, reduce: '_sum' } } });
+  await db.bulkDocs(range(40).map((n) => ({ _id: `p${n}`, team: n % 2 ? 'red' : 'blue', age: n })));
+  const all = await db.query('d/team', { reduce: false, include_docs: true, limit: 3 });
+  assert.equal(all.total_rows, 40);
+  assert.deepEqual(all.rows.map(({ id, doc }) => [id, doc.age]), [['p0', 0], ['p2', 2], ['p4', 4]]);
+  const groups = await db.query('d/team', { group_level: 1 });
+  assert.deepEqual(groups.rows, [{ key: ['blue'], value: 380 }, { key: ['red'], value: 400 }]);
+  const keys = range(40).map((n) => [n % 2 ? 'red' : 'blue', n]).reverse();
+  const some = await db.query('d/team', { keys, reduce: false });
+  assert.deepEqual(some.rows.map(({ key }) => key), keys);
+  const gone = await failure(db.query('d/none'));
+  assert.deepEqual([gone.status, gone.reason], [404, 'missing_named_view']);
+  await db.put({ _id: 'p40', team: 'red', age: 1000 });
+  assert.equal((await db.query('d/team')).rows[0].value, 1780);
+  assert.equal((await db.viewCleanup()).ok, true);
+});
+
+test('filter functions choose what is followed, and validation what is written', async (t) => {
+  const { db } = await fresh(t, 'functions');
+  await db.put({
+    _id: '_design/d',
+    filters: { odd: 'function (doc, req) { return doc.n % 2 == req.query.rest; }' },
+    validate_doc_update: "function (doc) { if (doc.n < 0) throw({ forbidden: 'below 0' }); }",
+  });
+  await db.bulkDocs(range(20).map((n) => ({ _id: `d${n}`, n })));
+  const odd = await db.changes({ filter: 'd/odd', query_params: { rest: 1 }, return_docs: true });
+  assert.equal(odd.results.length, 10);
+  const refused = await failure(db.put({ _id: 'x', n: -1 }));
+  assert.deepEqual([refused.status, refused.name, refused.reason], [403, 'forbidden', 'below 0']);
+});
