@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from bench import documents, proc, stats
 from bench.servers import BenchError, Target
+
+Parsed = TypeVar("Parsed")
 
 WRK_TIMEOUT_S = 10
 WRK_ENDS_S_MAX = 30
@@ -36,6 +38,19 @@ function done(summary, latency, requests)
       .. '{"connect": %d, "read": %d, "write": %d, "status": %d, "timeout": %d}}\\n',
     summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
     e.connect, e.read, e.write, e.status, e.timeout))
+end
+"""
+
+HISTOGRAM_LUA = """
+local done_before = done
+function done(summary, latency, requests)
+  done_before(summary, latency, requests)
+  local parts = {}
+  for i = 1, #latency do
+    local value, count = latency(i)
+    parts[i] = string.format('"%d":%d', value, count)
+  end
+  io.write('histogram {', table.concat(parts, ','), '}\\n')
 end
 """
 
@@ -84,6 +99,14 @@ class Share:
     errors: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A run of wrk with all its latencies: microseconds → requests."""
+
+    load: stats.Load
+    counts: Mapping[int, int]
+
+
 def measured(target: Target, generate: Callable[[], stats.Load]) -> stats.Round:
     """One round with the CPU that both sides spent on it."""
     ours, theirs = _own_cpu_s(), proc.ticks(target.pids)
@@ -94,14 +117,34 @@ def measured(target: Target, generate: Callable[[], stats.Load]) -> stats.Round:
 
 def wrk(target: Target, script: str, connections: int, seconds: int, folder: Path) -> stats.Load:
     """One run of wrk with one thread, which is one core. BenchError when it does not run."""
+    ran = _ran_wrk(target, script + DONE_LUA, connections, seconds, folder)
+    return _parsed(ran, stats.parse_wrk)
+
+
+def wrk_histogram(
+    target: Target, script: str, connections: int, seconds: int, folder: Path
+) -> Histogram:
+    """The same, with all latencies, so that runs can be joined."""
+    lua = script + DONE_LUA + HISTOGRAM_LUA
+    ran = _ran_wrk(target, lua, connections, seconds, folder)
+    return Histogram(_parsed(ran, stats.parse_wrk), _parsed(ran, stats.parse_histogram))
+
+
+def _ran_wrk(
+    target: Target, script: str, connections: int, seconds: int, folder: Path
+) -> subprocess.CompletedProcess[str]:
     path = folder / "load.lua"
-    path.write_text(script + DONE_LUA)
+    path.write_text(script)
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--latency"]
     command += ["--duration", f"{seconds}s", "--timeout", f"{WRK_TIMEOUT_S}s"]
     command += ["--script", str(path), f"http://{target.netloc}/"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + WRK_ENDS_S_MAX)
+    wait_s = seconds + WRK_ENDS_S_MAX
+    return subprocess.run(command, capture_output=True, text=True, timeout=wait_s)
+
+
+def _parsed(ran: subprocess.CompletedProcess[str], parse: Callable[[str], Parsed]) -> Parsed:
     try:
-        return stats.parse_wrk(ran.stdout)
+        return parse(ran.stdout)
     except ValueError as error:
         raise BenchError(f"{error}{ran.stderr}") from error
 
