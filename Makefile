@@ -39,9 +39,9 @@ format:          ## put the source into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench:           ## measure
-	@.ci/setup dev
-	$(BIN)/python -m bench $(ARGS)
+bench:           ## measure beside other servers: ARGS="comfort", ARGS="growth --quick"
+	@.ci/setup dev bench
+	$(BIN)/python -m bench $(or $(ARGS),peers)
 
 docs:            ## check that the docs say what the code does
 	@.ci/setup dev

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from bench import cases, comfort, documents, load, machine, replication, servers, stats
+from bench import cases, comfort, compare, documents, load, machine, replication, servers, stats
 from bench.servers import BenchError, Target
 
 CEILING = "nginx"
@@ -33,7 +33,10 @@ ONE_CORE = "Server and load generator share a core: absolute numbers mean little
 UNREACHABLE = (BenchError, OSError, http.client.HTTPException, subprocess.TimeoutExpired)
 """What a run meets when a server refuses, dies, hangs, or cannot be asked."""
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"comfort": comfort.main}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "comfort": comfort.main,
+    "peers": compare.main,
+}
 """Commands with options of their own, in modules of their own."""
 
 FULL = cases.Settings(

@@ -9,6 +9,7 @@ import itertools
 import json
 import resource
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,14 +158,14 @@ def require_wrk() -> None:
 
 def get_script(target: Target, path: str) -> str:
     """The same GET again and again: a ready request."""
-    ready = _lua(_head(target, "GET ", path))
+    ready = lua(head(target, "GET ", path))
     return f"local ready = {ready}\nfunction request() return ready end\n"
 
 
 def random_script(target: Target, db: str, ids_file: Path, seed: int) -> str:
     """GETs of documents drawn from the ids in ``ids_file``, a line each."""
-    before, after = f"GET /{db}/", _head(target, "", "")
-    names = {"before": _lua(before), "after": _lua(after), "ids": _lua(str(ids_file))}
+    before, after = f"GET /{db}/", head(target, "", "")
+    names = {"before": lua(before), "after": lua(after), "ids": lua(str(ids_file))}
     return RANDOM_LUA % {**names, "seed": seed}
 
 
@@ -176,9 +177,9 @@ def put_script(target: Target, db: str, body: tuple[bytes, bytes], seed: int) ->
         "Content-Length": str(len(head) + 8 + len(tail)),
     }
     return PUT_LUA % {
-        "before": _lua(f"PUT /{db}/"),
-        "middle": _lua(_head(target, "", "", sent) + head),
-        "after": _lua(tail),
+        "before": lua(f"PUT /{db}/"),
+        "middle": lua(head(target, "", "", sent) + head),
+        "after": lua(tail),
         "number": documents.NUMBER_FIRST,
         "seed": seed,
     }
@@ -286,14 +287,27 @@ def _tried(attempt: Attempt, connection: http.client.HTTPConnection) -> str | No
         return type(error).__name__
 
 
-def _head(target: Target, method: str, path: str, more: Mapping[str, str] | None = None) -> str:
+def raw(target: Target, request: str) -> bytes:
+    """The whole answer to one request as a script sends it, on a connection of its own."""
+    connection = socket.create_connection((target.host, target.port), WRK_TIMEOUT_S)
+    with connection, connection.makefile("rb") as answer:
+        connection.sendall(request.encode())
+        parts = []
+        while (line := answer.readline()) not in (b"\r\n", b""):
+            parts.append(line)
+        lengths = [x.partition(b":")[2] for x in parts if x.lower().startswith(b"content-length:")]
+        body = answer.read(int(lengths[0])) if lengths else answer.readline() + answer.readline()
+        return b"".join(parts) + b"\r\n" + body
+
+
+def head(target: Target, method: str, path: str, more: Mapping[str, str] | None = None) -> str:
     """A request from ``path`` to the empty line."""
     headers = {"Host": target.netloc} | target.headers | dict(more or {})
     lines = [f"{method}{path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""])
 
 
-def _lua(text: str) -> str:
+def lua(text: str) -> str:
     """A string literal: JSON's, which is Lua's too as long as the text is ASCII and printable."""
     return json.dumps(text)
 

@@ -45,6 +45,17 @@ def two_cores() -> tuple[set[int], set[int]]:
     return {ours[0]}, {ours[1 % len(ours)]}
 
 
+@contextmanager
+def pinned(cores: set[int]) -> Iterator[None]:
+    """This process, and all that it starts, on these cores until the block is left."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def about(folder: Path, run: str) -> dict[str, str]:
     """Machine, load, versions, and what was run, by name."""
     load = ", ".join(f"{one:.2f}" for one in os.getloadavg())

@@ -1,13 +1,17 @@
 """The bench's commands with plots: what they print and draw is what was seen."""
 
+import json
 import math
+import random
+from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import comfort, load, plot, stats
+from bench import comfort, compare, load, peers, plot, stats, ycsb
+from bench.servers import BenchError, Target
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -127,3 +131,79 @@ def test_comfort_says_when_nothing_was_left_to_catch_up() -> None:
     rounds = [comfort.Round(a_reading(1.0), a_reading(1.0), 500.0, None, 10_000.0)]
     outcome = comfort.Outcome({}, comfort.QUICK, a_reading(2.0), rounds, [], [])
     assert "nothing was left" in outcome.markdown()
+
+
+# Peers
+
+NOBODY = Target("x", "127.0.0.1", 1, "", ())
+
+
+def a_round(requests: int) -> stats.Round:
+    return stats.Round(stats.Load(requests, 1.0, 100.0, 900.0, {}), 0.5, 0.25)
+
+
+def test_the_first_keys_are_drawn_most_and_none_is_strange() -> None:
+    keys = [f"k{n}" for n in range(100)]
+    seen = Counter(ycsb.draws(random.Random(1), keys, 20_000))
+    assert set(seen) <= set(keys)
+    assert seen["k0"] / seen["k9"] == pytest.approx(10**ycsb.ZIPF, rel=0.3)
+
+
+def test_a_post_has_the_length_of_its_body() -> None:
+    keys = ["a" * 32]
+    read = ("/q", '["é","', '"]')
+    speech = ycsb.post_speech(NOBODY, read, ("/w", '["', '"]'), keys)
+    head, _, body = (speech.read[0] + keys[0] + speech.read[1]).partition("\r\n\r\n")
+    assert f"Content-Length: {len(body.encode())}" in head
+    assert json.loads(body) == ["é", "a" * 32]
+    assert "Authorization" not in head
+
+
+def test_redis_connections_are_shared_as_requests_are() -> None:
+    assert ycsb.redis_parts(1.0, 16) == [("GET", 16)]
+    assert ycsb.redis_parts(0.5, 16) == [("GET", 8), ("SET", 8)]
+    assert ycsb.redis_parts(0.95, 16) == [("GET", 15), ("SET", 1)]
+
+
+REDIS = """"test","rps","avg_latency_ms","p50_latency_ms","p99_latency_ms"
+"GET","50000.00","0.1","0.120","0.9"
+"""
+
+
+def test_redis_benchmark_is_read_or_its_failure_is_shown() -> None:
+    seen = ycsb.parse_redis(REDIS, 100_000)
+    assert (seen.requests, seen.seconds) == (100_000, 2.0)
+    assert (seen.p50_us, seen.p99_us) == (120.0, 900.0)
+    with pytest.raises(BenchError, match="refused"):
+        ycsb.parse_redis("Could not connect: Connection refused", 1)
+
+
+def test_loads_side_by_side_are_added() -> None:
+    both = ycsb.together(
+        [stats.Load(300, 1.0, 100.0, 500.0, {}), stats.Load(100, 0.5, 300.0, 900.0, {"x": 1})]
+    )
+    assert both.requests / both.seconds == 500
+    assert (both.p50_us, both.p99_us, both.errors) == (150.0, 900.0, {"x": 1})
+
+
+def test_commands_for_redis_have_their_lengths() -> None:
+    assert peers.resp(b"SET", b"k", b"") == b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$0\r\n\r\n"
+
+
+def test_servers_take_turns_and_are_drawn_side_by_side() -> None:
+    asked: list[str] = []
+
+    def peer(name: str, requests: int, works: str) -> compare.Peer:
+        def run(work: str, turn: int) -> stats.Round:
+            asked.append(f"{work}{turn}{name}")
+            return a_round(requests)
+
+        return compare.Peer(NOBODY, "1", run, frozenset(works))
+
+    plan = compare.Plan(10, 1_000, 2, ycsb.Size(16, 1), ("C", "A"))
+    found = {compare.NGINX: peer("n", 200, "C"), compare.DIVANDB: peer("d", 100, "CA")}
+    results = compare.take_turns(found, plan)
+    assert asked == ["C1n", "C2d", "C3n", "C4d", "A5d", "A6d"]
+    outcome = compare.Outcome({}, plan, dict.fromkeys(found, "1"), results)
+    assert "50%" in outcome.markdown()
+    assert texts(outcome.svg()).count("divandb") == 6
