@@ -17,7 +17,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from bench import cases, comfort, compare, documents, load, machine, replication, servers, stats
+from bench import (
+    cases,
+    comfort,
+    compare,
+    documents,
+    load,
+    machine,
+    replication,
+    servers,
+    stats,
+)
 from bench.servers import BenchError, Target
 
 CEILING = "nginx"
@@ -33,8 +43,17 @@ ONE_CORE = "Server and load generator share a core: absolute numbers mean little
 UNREACHABLE = (BenchError, OSError, http.client.HTTPException, subprocess.TimeoutExpired)
 """What a run meets when a server refuses, dies, hangs, or cannot be asked."""
 
+
+def counters_of_requests(argv: Sequence[str]) -> int:
+    """Needs divandb itself, which a run against another server does not."""
+    from bench import counters
+
+    return counters.main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "comfort": comfort.main,
+    "counters": counters_of_requests,
     "peers": compare.main,
 }
 """Commands with options of their own, in modules of their own."""

@@ -20,15 +20,16 @@ from bench.servers import BenchError
 RESULTS = Path(__file__).parent / "results"
 
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The options that all commands have."""
+def parser(command: str, description: str, *, plots: bool = True) -> argparse.ArgumentParser:
+    """The options that all commands have, those with ``plots`` some more."""
     made = argparse.ArgumentParser(prog=f"python -m bench {command}", description=description)
-    made.add_argument("--quick", action="store_true", help="a smoke run")
     made.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE too")
     made.add_argument("--folder", type=Path, help="where to make the temporary folder")
-    made.add_argument(
-        "--results", type=Path, default=RESULTS, help=f"where plots and tables go ({RESULTS.name})"
-    )
+    if plots:
+        made.add_argument("--quick", action="store_true", help="a smoke run")
+        made.add_argument(
+            "--results", type=Path, default=RESULTS, help="where plots and tables go (results)"
+        )
     return made
 
 

@@ -1,16 +1,18 @@
 """The bench's commands with plots: what they print and draw is what was seen."""
 
+import asyncio
 import json
 import math
 import random
 from collections import Counter
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import comfort, compare, load, peers, plot, stats, ycsb
+from bench import comfort, compare, counters, load, operations, peers, plot, stats, ycsb
 from bench.servers import BenchError, Target
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -207,3 +209,44 @@ def test_servers_take_turns_and_are_drawn_side_by_side() -> None:
     outcome = compare.Outcome({}, plan, dict.fromkeys(found, "1"), results)
     assert "50%" in outcome.markdown()
     assert texts(outcome.svg()).count("divandb") == 6
+
+
+# Counters
+
+
+def test_a_case_fails_from_fifteen_per_cent_more_and_when_it_is_not_stored() -> None:
+    stored = {"same": 1000, "less": 1000, "more": 1000, "dear": 1000, "gone": 1000}
+    counted = {"same": 1000, "less": 500, "more": 1150, "dear": 1151, "new": 10}
+    seen = counters.changes(stored, counted)
+    assert [one.name for one in seen if one.fails] == ["dear", "new"]
+    assert {one.name for one in seen} == set(stored) | set(counted)
+    rows = {line.split()[1]: line for line in counters.table(seen).splitlines()[2:]}
+    assert "too much" in rows["dear"] and "1.15" in rows["dear"]
+    assert "too much" not in rows["more"] + rows["gone"]
+
+
+def test_the_total_is_read_from_what_callgrind_writes() -> None:
+    assert counters.total("events: Ir\n\nfn=(1)\n1 5\ntotals: 4584990\n") == 4584990
+    with pytest.raises(ValueError, match="no total"):
+        counters.total("version: 1\n")
+
+
+def test_what_is_stored_has_all_cases() -> None:
+    stored = json.loads(counters.STORED.read_text())
+    assert set(stored["instructions"]) == {case.name for case in operations.CASES}
+
+
+def test_answers_are_read_to_their_end() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n"
+    assert operations.is_whole(head + b"abc") and not operations.is_whole(head + b"ab")
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert operations.is_whole(chunked + b"1\r\na\r\n0\r\n\r\n")
+    assert not operations.is_whole(chunked + b"1\r\na\r\n") and not operations.is_whole(b"HTTP")
+    assert operations.is_whole(b"HTTP/1.1 304 Not Modified\r\n\r\n")
+
+
+def test_all_counted_requests_are_answered_without_sockets(tmp_path: Path) -> None:
+    told: list[str] = []
+    asyncio.run(operations.run(tmp_path, [], told.append, lambda: None))
+    names = [case.name for case in operations.CASES]
+    assert told == [f"{word} {name}" for name in names for word in ("ready", "done")]
