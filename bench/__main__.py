@@ -22,6 +22,7 @@ from bench import (
     comfort,
     compare,
     documents,
+    growth,
     load,
     machine,
     replication,
@@ -54,6 +55,7 @@ def counters_of_requests(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "comfort": comfort.main,
     "counters": counters_of_requests,
+    "growth": growth.main,
     "peers": compare.main,
 }
 """Commands with options of their own, in modules of their own."""

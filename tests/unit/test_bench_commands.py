@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import comfort, compare, counters, load, operations, peers, plot, stats, ycsb
+from bench import comfort, compare, counters, growth, load, operations, peers, plot, stats, ycsb
 from bench.servers import BenchError, Target
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -250,3 +250,35 @@ def test_all_counted_requests_are_answered_without_sockets(tmp_path: Path) -> No
     asyncio.run(operations.run(tmp_path, [], told.append, lambda: None))
     names = [case.name for case in operations.CASES]
     assert told == [f"{word} {name}" for name in names for word in ("ready", "done")]
+
+
+# Growth
+
+
+def a_step(docs: int, p50_us: float, rss_mib: float = 100.0) -> growth.Step:
+    seen = stats.Round(stats.Load(100, 1.0, p50_us, 900.0, {}), 0.5, 0.25)
+    alone, many = (stats.Result(str(docs), n, "divandb", 0, [seen]) for n in (1, 16))
+    return growth.Step(docs, 5_000.0, 90.0, alone, many, rss_mib, 12.0)
+
+
+def test_the_last_step_is_held_against_ten_thousand() -> None:
+    steps = [a_step(1_000, 50.0), a_step(10_000, 100.0), a_step(1_000_000, 125.0, 180.0)]
+    assert "1.25 times that at 10,000" in growth.verdict(steps)
+    assert "180 MiB" in growth.verdict(steps)
+    assert "1.25 times that at 100" in growth.verdict([a_step(100, 100.0), a_step(500, 125.0)])
+
+
+def test_steps_are_shown_and_drawn() -> None:
+    steps = [a_step(1_000, 50.0), a_step(10_000, 100.0)]
+    outcome = growth.Outcome({}, growth.QUICK, steps, [(0.1, 100.0), (0.2, 120.0)])
+    assert "10,000" in outcome.markdown()
+    assert texts(outcome.svg()).count("10,000") == 5
+    assert len(drawn(outcome.imports_svg(), "polyline")) == 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10))), st.integers(1, 20))
+def test_points_are_smoothed_to_so_many_at_most(points: list[plot.Point], count: int) -> None:
+    few = growth.smoothed(points, count)
+    assert len(few) <= count and bool(few) == bool(points)
+    if points:
+        assert few[-1][0] == points[-1][0]
