@@ -4,7 +4,7 @@
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help up test check sim format bench docs kafka-up clean
+.PHONY: help up test check sim format bench bench-check docs kafka-up clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\): *##* */\1\t/p' $(MAKEFILE_LIST)
@@ -39,9 +39,13 @@ format:          ## put the source into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench:           ## measure
-	@.ci/setup dev
-	$(BIN)/python -m bench $(ARGS)
+bench:           ## measure beside other servers: ARGS="comfort", ARGS="growth --quick"
+	@.ci/setup dev bench
+	$(BIN)/python -m bench $(or $(ARGS),peers)
+
+bench-check:     ## count instructions a request, and fail where they are 15% more than stored
+	@.ci/setup dev count
+	$(BIN)/python -m bench counters --check $(ARGS)
 
 docs:            ## check that the docs say what the code does
 	@.ci/setup dev

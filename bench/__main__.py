@@ -10,14 +10,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from bench import cases, documents, load, machine, replication, servers, stats
+from bench import (
+    cases,
+    comfort,
+    compare,
+    documents,
+    growth,
+    load,
+    machine,
+    replication,
+    servers,
+    stats,
+)
 from bench.servers import BenchError, Target
 
 CEILING = "nginx"
@@ -32,6 +43,22 @@ ONE_CORE = "Server and load generator share a core: absolute numbers mean little
 
 UNREACHABLE = (BenchError, OSError, http.client.HTTPException, subprocess.TimeoutExpired)
 """What a run meets when a server refuses, dies, hangs, or cannot be asked."""
+
+
+def counters_of_requests(argv: Sequence[str]) -> int:
+    """Needs divandb itself, which a run against another server does not."""
+    from bench import counters
+
+    return counters.main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "comfort": comfort.main,
+    "counters": counters_of_requests,
+    "growth": growth.main,
+    "peers": compare.main,
+}
+"""Commands with options of their own, in modules of their own."""
 
 FULL = cases.Settings(
     docs=30_000,
@@ -88,7 +115,10 @@ class Report:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 when a request failed, 2 when the run could not be made."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given and given[0] in COMMANDS:
+        return _command(given[0], given[1:])
+    arguments = _parser().parse_args(given)
     if arguments.what:
         arguments.only = (arguments.what,)
     signal.signal(signal.SIGTERM, _leave)
@@ -104,6 +134,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
     return _verdict(report)
+
+
+def _command(name: str, argv: Sequence[str]) -> int:
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        return COMMANDS[name](argv)
+    except UNREACHABLE as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: argparse.Namespace, settings: cases.Settings) -> Report:
@@ -325,6 +364,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Requests/s, latency and CPU of one node, with nginx as the ceiling, and of a "
         "cluster.",
+        epilog=f"Commands with options of their own: {', '.join(COMMANDS)} (--help after one).",
     )
     add = parser.add_argument
     add("what", nargs="?", choices=[cases.REPLICATION], help="the cluster alone")

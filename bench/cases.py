@@ -76,12 +76,19 @@ def fill(target: Target, db: str, settings: Settings) -> Data:
         documents.body(rng, settings.doc_bytes, documents.NUMBER_FIRST + number)
         for number in range(settings.docs)
     ]
+    return Data(db, ids, bodies, store(target, db, ids, bodies))
+
+
+def store(target: Target, db: str, ids: Sequence[str], bodies: Sequence[bytes]) -> list[bytes]:
+    """Puts new documents into ``db``; they, as the server answers them. BenchError when one is
+    refused.
+    """
     served: list[bytes] = []
-    for at in range(0, settings.docs, FILL_DOCS_PER_REQUEST):
+    for at in range(0, len(ids), FILL_DOCS_PER_REQUEST):
         part = slice(at, at + FILL_DOCS_PER_REQUEST)
         revs = _send(target, db, ids[part], bodies[part])
         served += map(documents.with_id, ids[part], bodies[part], revs)
-    return Data(db, ids, bodies, served)
+    return served
 
 
 def create(target: Target, db: str) -> None:

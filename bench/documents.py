@@ -4,6 +4,7 @@ A document's ``body`` is a JSON object of exactly ``doc_bytes`` bytes without ``
 ``_rev``; ids are 32 hex digits, evenly spread, as CouchDB's ``random`` uuids are.
 """
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 
@@ -43,6 +44,11 @@ def with_id(doc_id: str, doc_body: bytes, rev: str | None = None) -> bytes:
     """``doc_body`` with ``_id`` (and ``_rev``) in front: as sent in bulk, as a server answers."""
     revision = f'"_rev":"{rev}",' if rev else ""
     return f'{{"_id":"{doc_id}",{revision}'.encode() + doc_body[1:]
+
+
+def as_json_string(doc_body: bytes) -> str:
+    """``doc_body`` as a value in JSON, for servers to which it is text."""
+    return json.dumps(doc_body.decode())
 
 
 def bulk_bodies(rng: random.Random, bodies: Sequence[bytes]) -> Iterator[bytes]:

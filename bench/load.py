@@ -9,16 +9,19 @@ import itertools
 import json
 import resource
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from bench import documents, proc, stats
 from bench.servers import BenchError, Target
+
+Parsed = TypeVar("Parsed")
 
 WRK_TIMEOUT_S = 10
 WRK_ENDS_S_MAX = 30
@@ -36,6 +39,19 @@ function done(summary, latency, requests)
       .. '{"connect": %d, "read": %d, "write": %d, "status": %d, "timeout": %d}}\\n',
     summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
     e.connect, e.read, e.write, e.status, e.timeout))
+end
+"""
+
+HISTOGRAM_LUA = """
+local done_before = done
+function done(summary, latency, requests)
+  done_before(summary, latency, requests)
+  local parts = {}
+  for i = 1, #latency do
+    local value, count = latency(i)
+    parts[i] = string.format('"%d":%d', value, count)
+  end
+  io.write('histogram {', table.concat(parts, ','), '}\\n')
 end
 """
 
@@ -84,6 +100,14 @@ class Share:
     errors: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A run of wrk with all its latencies: microseconds → requests."""
+
+    load: stats.Load
+    counts: Mapping[int, int]
+
+
 def measured(target: Target, generate: Callable[[], stats.Load]) -> stats.Round:
     """One round with the CPU that both sides spent on it."""
     ours, theirs = _own_cpu_s(), proc.ticks(target.pids)
@@ -94,14 +118,34 @@ def measured(target: Target, generate: Callable[[], stats.Load]) -> stats.Round:
 
 def wrk(target: Target, script: str, connections: int, seconds: int, folder: Path) -> stats.Load:
     """One run of wrk with one thread, which is one core. BenchError when it does not run."""
+    ran = _ran_wrk(target, script + DONE_LUA, connections, seconds, folder)
+    return _parsed(ran, stats.parse_wrk)
+
+
+def wrk_histogram(
+    target: Target, script: str, connections: int, seconds: int, folder: Path
+) -> Histogram:
+    """The same, with all latencies, so that runs can be joined."""
+    lua = script + DONE_LUA + HISTOGRAM_LUA
+    ran = _ran_wrk(target, lua, connections, seconds, folder)
+    return Histogram(_parsed(ran, stats.parse_wrk), _parsed(ran, stats.parse_histogram))
+
+
+def _ran_wrk(
+    target: Target, script: str, connections: int, seconds: int, folder: Path
+) -> subprocess.CompletedProcess[str]:
     path = folder / "load.lua"
-    path.write_text(script + DONE_LUA)
+    path.write_text(script)
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--latency"]
     command += ["--duration", f"{seconds}s", "--timeout", f"{WRK_TIMEOUT_S}s"]
     command += ["--script", str(path), f"http://{target.netloc}/"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + WRK_ENDS_S_MAX)
+    wait_s = seconds + WRK_ENDS_S_MAX
+    return subprocess.run(command, capture_output=True, text=True, timeout=wait_s)
+
+
+def _parsed(ran: subprocess.CompletedProcess[str], parse: Callable[[str], Parsed]) -> Parsed:
     try:
-        return stats.parse_wrk(ran.stdout)
+        return parse(ran.stdout)
     except ValueError as error:
         raise BenchError(f"{error}{ran.stderr}") from error
 
@@ -114,14 +158,14 @@ def require_wrk() -> None:
 
 def get_script(target: Target, path: str) -> str:
     """The same GET again and again: a ready request."""
-    ready = _lua(_head(target, "GET ", path))
+    ready = lua(head(target, "GET ", path))
     return f"local ready = {ready}\nfunction request() return ready end\n"
 
 
 def random_script(target: Target, db: str, ids_file: Path, seed: int) -> str:
     """GETs of documents drawn from the ids in ``ids_file``, a line each."""
-    before, after = f"GET /{db}/", _head(target, "", "")
-    names = {"before": _lua(before), "after": _lua(after), "ids": _lua(str(ids_file))}
+    before, after = f"GET /{db}/", head(target, "", "")
+    names = {"before": lua(before), "after": lua(after), "ids": lua(str(ids_file))}
     return RANDOM_LUA % {**names, "seed": seed}
 
 
@@ -133,9 +177,9 @@ def put_script(target: Target, db: str, body: tuple[bytes, bytes], seed: int) ->
         "Content-Length": str(len(head) + 8 + len(tail)),
     }
     return PUT_LUA % {
-        "before": _lua(f"PUT /{db}/"),
-        "middle": _lua(_head(target, "", "", sent) + head),
-        "after": _lua(tail),
+        "before": lua(f"PUT /{db}/"),
+        "middle": lua(head(target, "", "", sent) + head),
+        "after": lua(tail),
         "number": documents.NUMBER_FIRST,
         "seed": seed,
     }
@@ -243,14 +287,27 @@ def _tried(attempt: Attempt, connection: http.client.HTTPConnection) -> str | No
         return type(error).__name__
 
 
-def _head(target: Target, method: str, path: str, more: Mapping[str, str] | None = None) -> str:
+def raw(target: Target, request: str) -> bytes:
+    """The whole answer to one request as a script sends it, on a connection of its own."""
+    connection = socket.create_connection((target.host, target.port), WRK_TIMEOUT_S)
+    with connection, connection.makefile("rb") as answer:
+        connection.sendall(request.encode())
+        parts = []
+        while (line := answer.readline()) not in (b"\r\n", b""):
+            parts.append(line)
+        lengths = [x.partition(b":")[2] for x in parts if x.lower().startswith(b"content-length:")]
+        body = answer.read(int(lengths[0])) if lengths else answer.readline() + answer.readline()
+        return b"".join(parts) + b"\r\n" + body
+
+
+def head(target: Target, method: str, path: str, more: Mapping[str, str] | None = None) -> str:
     """A request from ``path`` to the empty line."""
     headers = {"Host": target.netloc} | target.headers | dict(more or {})
     lines = [f"{method}{path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""])
 
 
-def _lua(text: str) -> str:
+def lua(text: str) -> str:
     """A string literal: JSON's, which is Lua's too as long as the text is ASCII and printable."""
     return json.dumps(text)
 

@@ -73,7 +73,9 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server to ask. ``pids``: the processes whose trees are measured, none when it is far."""
+    """A server to ask. ``pids``: the processes whose trees are measured, none when it is far;
+    ``authorization`` is empty where nobody is asked who they are.
+    """
 
     name: str
     host: str
@@ -88,7 +90,8 @@ class Target:
     @property
     def headers(self) -> dict[str, str]:
         """What every request of a run carries."""
-        return {"Authorization": self.authorization, "Accept": "application/json"}
+        named = {"Authorization": self.authorization} if self.authorization else {}
+        return named | {"Accept": "application/json"}
 
     def connect(self) -> http.client.HTTPConnection:
         """A new keep-alive connection; it opens with its first request."""
@@ -120,9 +123,9 @@ def divandb(program: Path, folder: Path, port: int, core: set[int]) -> Iterator[
     command = [str(program), "up", "--masters", "1", "--replicas", "0"]
     command += ["--port", str(port), "--data", str(folder / "data")]
     command += ["--admin", f"{user}:{password}"]
-    with _running(command, core, folder / "divandb.log") as process:
-        target = Target("divandb", HOST, port, _basic(user, password), (process.pid,))
-        _wait_until_up(target, process, folder / "divandb.log")
+    with running(command, core, folder / "divandb.log") as process:
+        target = Target("divandb", HOST, port, basic(user, password), (process.pid,))
+        wait_until_up(target, process, folder / "divandb.log")
         yield target
 
 
@@ -169,30 +172,33 @@ def cluster(
     command = [str(program), "up", "--masters", str(masters), "--replicas", str(replicas)]
     command += ["--port", "0", "--data", str(data), "--admin", f"{user}:{password}"]
     command += [] if board is None else ["--board", board]
-    count = masters * (1 + replicas) + (board is None)
+    nodes = masters * (1 + replicas)
+    count = nodes + (board is None and nodes > 1)  # a node alone has no board
     start = time.perf_counter()
-    with _running(command, cores, log) as process:
-        basic = _basic(user, password)
-        members = _started_members(data, basic, process, log, count)
+    with running(command, cores, log) as process:
+        authorization = basic(user, password)
+        members = _started_members(data, authorization, process, log, count)
         for one in members:
             path = BOARD_UP if one.role == BOARD else "/_up"
-            _wait_until_up(one.target, process, log, path, START_POLL_S)
+            wait_until_up(one.target, process, log, path, START_POLL_S)
         start_s = time.perf_counter() - start
         port = urlsplit(_record(data)["url"]).port or 0
-        yield Cluster(Target("divandb", HOST, port, basic, (process.pid,)), members, start_s)
+        yield Cluster(
+            Target("divandb", HOST, port, authorization, (process.pid,)), members, start_s
+        )
 
 
 def _started_members(
-    data: Path, basic: str, process: subprocess.Popen[bytes], log: Path, count: int
+    data: Path, authorization: str, process: subprocess.Popen[bytes], log: Path, count: int
 ) -> list[Member]:
     """The processes once all have been started."""
     deadline = time.perf_counter() + START_S_MAX
     while time.perf_counter() < deadline and process.poll() is None:
         nodes = _record(data)["nodes"]
         if len(nodes) == count and all(node["pid"] for node in nodes):
-            return [_member(node, basic) for node in nodes]
+            return [_member(node, authorization) for node in nodes]
         time.sleep(START_POLL_S)
-    raise BenchError(f"the cluster did not start:\n{_end_of(log)}")
+    raise BenchError(f"the cluster did not start:\n{end_of(log)}")
 
 
 def _record(data: Path) -> dict[str, Any]:
@@ -204,10 +210,10 @@ def _record(data: Path) -> dict[str, Any]:
     return record
 
 
-def _member(node: dict[str, Any], basic: str) -> Member:
+def _member(node: dict[str, Any], authorization: str) -> Member:
     name = node["name"]
     port = urlsplit(node["url"]).port or 0
-    target = Target(name, HOST, port, basic, (node["pid"],))
+    target = Target(name, HOST, port, authorization, (node["pid"],))
     return Member(name, node["role"], node["master"] or name, target)
 
 
@@ -220,8 +226,8 @@ def external(url: str, name: str, pids: Sequence[int]) -> Iterator[Target]:
     gone = [pid for pid in pids if not Path(f"/proc/{pid}").exists()]
     if gone:
         raise BenchError(f"no such process here: {', '.join(map(str, gone))}")
-    basic = _basic(unquote(parts.username), unquote(parts.password or ""))
-    target = Target(name, parts.hostname, parts.port or 5984, basic, tuple(pids))
+    authorization = basic(unquote(parts.username), unquote(parts.password or ""))
+    target = Target(name, parts.hostname, parts.port or 5984, authorization, tuple(pids))
     try:
         target.expect([200], "GET", "/_session")
     except OSError as error:
@@ -244,9 +250,9 @@ def nginx(program: str, folder: Path, port: int, core: set[int], files: int) -> 
     config.write_text(NGINX_CONF.format(**names, files_open=files_open, files_cached=files_cached))
     (folder / "root" / "_up").write_text("{}")
     command = [program, "-c", str(config), "-p", str(folder), "-e", str(folder / "error.log")]
-    with _running(command, core, folder / "nginx.log") as process:
-        target = Target("nginx", HOST, port, _basic("bench", "bench"), (process.pid,))
-        _wait_until_up(target, process, folder / "nginx.log")
+    with running(command, core, folder / "nginx.log") as process:
+        target = Target("nginx", HOST, port, basic("bench", "bench"), (process.pid,))
+        wait_until_up(target, process, folder / "nginx.log")
         yield target
 
 
@@ -268,9 +274,8 @@ def divandb_path() -> Path:
 
 
 @contextmanager
-def _running(
-    command: Sequence[str], core: set[int], log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str], core: set[int], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process on these cores, its output in ``log``, stopped when the block is left."""
     ours = os.sched_getaffinity(0)
     # A child inherits its cores, and so do all that it starts.
     os.sched_setaffinity(0, core)
@@ -301,29 +306,32 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait_until_up(
+def wait_until_up(
     target: Target,
     process: subprocess.Popen[bytes],
     log: Path,
     path: str = "/_up",
     poll_s: float = POLL_S,
 ) -> None:
+    """Until ``path`` is answered with 200. BenchError when the process ends, or is too slow."""
     deadline = time.perf_counter() + START_S_MAX
     while time.perf_counter() < deadline:
         if process.poll() is not None:
-            raise BenchError(f"{target.name} ended at once:\n{_end_of(log)}")
+            raise BenchError(f"{target.name} ended at once:\n{end_of(log)}")
         try:
             if target.ask("GET", path)[0] == 200:
                 return
         except OSError:
             pass
         time.sleep(poll_s)
-    raise BenchError(f"{target.name} did not answer within {START_S_MAX} s:\n{_end_of(log)}")
+    raise BenchError(f"{target.name} did not answer within {START_S_MAX} s:\n{end_of(log)}")
 
 
-def _end_of(log: Path) -> str:
+def end_of(log: Path) -> str:
+    """The last of what a process wrote."""
     return log.read_text(errors="replace")[-LOG_CHARS_SHOWN:]
 
 
-def _basic(user: str, password: str) -> str:
+def basic(user: str, password: str) -> str:
+    """The value of an ``Authorization`` header."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()

@@ -10,6 +10,8 @@ from typing import Any
 WRK_LINE = "bench "
 """wrk's ``done`` script prints one line of JSON behind this word (see ``load``)."""
 
+HISTOGRAM_LINE = "histogram "
+
 Cell = str | int
 
 
@@ -157,6 +159,26 @@ def parse_wrk(output: str) -> Load:
         p99_us=seen["p99_us"],
         errors=add_up([seen["errors"]]),
     )
+
+
+def parse_histogram(output: str) -> dict[int, int]:
+    """Microseconds → requests, as ``load``'s script printed them. ValueError without them."""
+    line = next((x for x in output.splitlines() if x.startswith(HISTOGRAM_LINE)), None)
+    if line is None:
+        raise ValueError(f"wrk gave no histogram:\n{output}")
+    seen = json.loads(line.removeprefix(HISTOGRAM_LINE))
+    return {int(value_us): count for value_us, count in seen.items()}
+
+
+def percentile_of_counts(counts: Mapping[int, int], percent: float) -> int:
+    """The nearest-rank percentile of values that came so often; 0 when there are none."""
+    rank = max(math.ceil(sum(counts.values()) * percent / 100), 1)
+    seen = 0
+    for value in sorted(counts):
+        seen += counts[value]
+        if seen >= rank:
+            return value
+    return 0
 
 
 def number(value: float) -> str:
