@@ -119,8 +119,15 @@ def state_of(running: Running, doc_id: str) -> dict[str, Any]:
 
 
 def await_state(running: Running, doc_id: str, state: str) -> dict[str, Any]:
-    running.await_true(lambda: state_of(running, doc_id)["state"] == state, DONE_S_MAX)
-    return state_of(running, doc_id)
+    """What the node said that was the first to say so: others may not have read so far yet."""
+    seen: dict[str, Any] = {}
+
+    def is_reached() -> bool:
+        seen.update(state_of(running, doc_id))
+        return bool(seen["state"] == state)
+
+    running.await_true(is_reached, DONE_S_MAX)
+    return seen
 
 
 def test_a_pull_brings_conflicts_deletions_and_attachments(
@@ -184,6 +191,15 @@ def test_what_is_filtered_stays_there(here: Running, there: Running, name: str) 
     assert ids(here, f"{name}-s") == ["doc000", "doc001", "doc002", "doc003"]
     replicate(here, source, f"{name}-d", create_target=True, filter="_design")
     assert ids(here, f"{name}-d") == []
+
+
+def test_a_filter_function_of_the_source_chooses(here: Running, there: Running, name: str) -> None:
+    code = "function (doc, req) { return doc.n >= Number(req.query.least); }"
+    assert there.request("PUT", f"/{name}/_design/d", {"filters": {"f": code}})[0] == 201
+    source = url_of(there, name)
+    asked = {"filter": "d/f", "query_params": {"least": "43"}}
+    replicate(here, source, name, create_target=True, **asked)
+    assert ids(here, name) == ["doc043", "doc044"]
 
 
 def test_since_seq_leaves_out_what_was_before(here: Running, there: Running, name: str) -> None:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from divandb.auth.policy import UserContext
 from divandb.config import Limits
-from divandb.errors import BadRequest, ReplicationFailed
+from divandb.errors import BadRequest, ReplicationFailed, Unauthorized
 from divandb.replication import batches, checkpoints, request
 from divandb.replication.backoff import Backoff
 from divandb.replication.batches import Wanted
@@ -47,6 +47,7 @@ def test_credentials_are_taken_out_of_urls() -> None:
     [
         {"source": None}, {"source": "ftp://a/b"}, {"source": "http://host/"}, {"source": {}},
         {"source": "http://h:port/db"}, {"target": {"url": "t", "headers": {"a": "b\r\nc"}}},
+        {"target": {"url": "t", "headers": {"Host": "other"}}},
         {"doc_ids": "a"}, {"doc_ids": [1]}, {"selector": []}, {"continuous": 1},
         {"since_seq": True}, {"checkpoint_interval": "5"}, {"proxy": "http://p"},
         {"doc_ids": [], "filter": "a/b"},
@@ -320,6 +321,25 @@ def test_what_validation_forbids_is_counted() -> None:
     row = {"id": "a", "rev": "1-a", "error": "forbidden", "reason": "no"}
     made, answer = run(source_of(*docs("a")), target_of(*docs("a"), POST_bulk_docs=(201, [row])))
     assert answer["history"][0]["doc_write_failures"] == made.counts.doc_write_failures == 1
+
+
+def test_who_may_write_no_more_loses_no_document() -> None:
+    refusal = (401, {"error": "unauthorized", "reason": "no"})
+    with pytest.raises(Unauthorized):
+        run(source_of(*docs("a", "b")), target_of(*docs("a", "b"), POST_bulk_docs=refusal))
+    doc = {"_id": "a", "_rev": "1-a", "_attachments": {"x": {"stub": True}}}
+    target = target_of(doc, PUT_a=refusal, GET_db=[(200, {}), refusal])
+    with pytest.raises(Unauthorized):
+        run(source_of(doc, GET_a=(200, doc)), target)
+    # A document that validation refuses is another thing.
+    made, _ = run(source_of(doc, GET_a=(200, doc)), target_of(doc, PUT_a=(403, {})))
+    assert (made.counts.docs_written, made.counts.doc_write_failures) == (0, 1)
+
+
+def test_an_answer_that_makes_no_sense_is_a_failure() -> None:
+    for answer in ([], {"results": 1}):
+        with pytest.raises(ReplicationFailed, match="_changes"):
+            run(source_of(GET_changes=(200, answer)), target_of())
 
 
 def test_a_source_without_bulk_get_is_asked_for_one_after_the_other() -> None:

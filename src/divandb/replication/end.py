@@ -30,8 +30,10 @@ ANSWER_S_MAX = 120.0
 LONG_POLL_MS = 30_000
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which the same request may well be answered."""
-REFUSALS_OF_ONE = frozenset({400, 401, 403, 412, 413, 415})
+UNFIT = frozenset({400, 412, 413, 415})
 """What a target answers to a document that it will never take."""
+REFUSED = frozenset({401, 403})
+"""What it answers to one that may not be written, and to somebody who may not write."""
 SESSION = "divan-session"
 """Sent back, it has a cluster of this kind show all that this replication wrote there."""
 
@@ -150,7 +152,9 @@ class End:
         )  # fmt: skip
         if reply.status == 404 and params and "filter" in params:
             raise NotFound(f"the filter is not at {self.side.shown}")
-        found: dict[str, Any] = self._good(reply)
+        found = self._good(reply)
+        if not isinstance(found, dict) or not isinstance(found.get("results"), list):
+            raise ReplicationFailed(f"{self.side.shown}: _changes cannot be read")
         return found
 
     async def revs_diff(self, revs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -231,7 +235,7 @@ class End:
     async def store(self, docs: Sequence[bytes]) -> int | None:
         """Store documents as they are; how many were refused. ``None``: the whole of it was."""
         reply = await self._ask("POST", "_bulk_docs", content=bulk_body(docs))
-        if reply.status in REFUSALS_OF_ONE:
+        if reply.status in UNFIT:
             return None
         rows = self._good(reply)
         if not isinstance(rows, list):
@@ -251,7 +255,9 @@ class End:
             taken = await self._tried(one, target, ())
         if taken is None:
             return None
-        if taken in REFUSALS_OF_ONE:
+        if taken in REFUSED:
+            await target.info()  # raises if it is us who are refused
+        if taken in UNFIT | REFUSED:
             return False
         if taken not in (200, 201, 202):
             raise ReplicationFailed(f"{target.side.shown} answered {taken}")

@@ -18,6 +18,8 @@ from divandb.errors import BadRequest
 
 CHECKPOINT_INTERVAL_MS = 30_000
 CHECKPOINT_INTERVAL_MS_MIN = 100
+FRAMING = frozenset({"connection", "content-length", "host", "transfer-encoding"})
+"""Headers that are ours alone."""
 FILTERS = ("doc_ids", "filter", "selector")
 
 
@@ -152,6 +154,8 @@ def _side(value: dict[str, Any], name: str) -> Side:
     if not all(_is_header(*pair) for pair in headers.items()):
         raise BadRequest(f"The headers of `{name}` must be strings in printable ASCII.")
     headers = {key.lower(): text for key, text in headers.items()}
+    if FRAMING & set(headers):
+        raise BadRequest(f"Some headers of `{name}` are not for others to choose.")
     if "://" not in given["url"]:
         return Side("", given["url"])
     url, user, password = _split(name, given["url"])
