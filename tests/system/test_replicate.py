@@ -263,7 +263,10 @@ def test_a_document_is_replicated_and_told_that_it_is(
     assert here.request("PUT", f"/_replicator/{name}", doc)[0] == 201
     row = await_state(here, name, "completed")
     assert row["info"]["docs_written"] == 45 and "secret" not in json.dumps(row)
-    held = here.request("GET", f"/_replicator/{name}")[1]
+    # The node knows before it is written into the document.
+    path = f"/_replicator/{name}"
+    here.await_true(lambda: "_replication_state" in here.request("GET", path)[1], DONE_S_MAX)
+    held = here.request("GET", path)[1]
     assert held["_replication_state"] == "completed" and held["source"] == doc["source"]
     assert len(ids(here, name)) == 45
     rows = here.request("GET", "/_scheduler/docs?states=completed&limit=1000")[1]
@@ -328,6 +331,23 @@ def test_users_replicate_what_they_may(here: Running, there: Running, name: str)
     assert here.request("PUT", f"/{name}/_security", open_to_all)[0] == 200
     status, answer = as_user(here, login, body)
     assert status == 200 and answer["history"][0]["docs_written"] == 45
+
+
+def test_documents_of_replicator_are_written_by_server_admins_only(here: Running) -> None:
+    user = f"u{uuid4().hex[:8]}"
+    doc = {"_id": f"org.couchdb.user:{user}", "name": user, "type": "user", "roles": []}
+    assert here.request("PUT", f"/_users/{doc['_id']}", doc | {"password": "p"})[0] == 201
+    before = here.request("GET", "/_replicator/_security")[1]
+    members = {"members": {"names": [user]}, "admins": {"names": [user]}}
+    assert here.request("PUT", "/_replicator/_security", members)[0] == 200
+    body = {"source": "_users", "target": "mine", "create_target": True}
+    login, here.credentials = here.credentials, f"{user}:p"
+    try:
+        assert here.request("PUT", "/_replicator/steals", body)[0] in (401, 403)
+    finally:
+        here.credentials = login
+        assert here.request("PUT", "/_replicator/_security", before)[0] == 200
+    assert here.request("GET", "/_replicator/steals")[0] == 404
 
 
 def as_user(running: Running, login: str, body: dict[str, Any]) -> tuple[int, Any]:

@@ -1,6 +1,7 @@
 """The pure parts of replications, and one side of them against servers of other kinds."""
 
 import asyncio
+import dataclasses
 import json
 from typing import Any
 
@@ -12,17 +13,18 @@ from starlette.types import Receive, Scope, Send
 
 from divandb.auth.policy import UserContext
 from divandb.config import Limits
-from divandb.errors import BadRequest, ReplicationFailed, Unauthorized
+from divandb.errors import BadRequest, Busy, NotFound, ReplicationFailed, Unauthorized
 from divandb.replication import batches, checkpoints, request
 from divandb.replication.backoff import Backoff
 from divandb.replication.batches import Wanted
 from divandb.replication.checkpoints import HISTORY_MAX, Counts, is_same, next_log, start_of
 from divandb.replication.end import End
 from divandb.replication.inside import ACTING, Hall, Inside
+from divandb.replication.jobs import Jobs
 from divandb.replication.placement import slot_for
 from divandb.replication.request import Side
 from divandb.replication.run import Run
-from tests.stores import SeededRng, StillClock
+from tests.stores import Lines, SeededRng, StillClock
 
 ADMIN = UserContext("admin", ("_admin",))
 URL = "https://kim:p%40ss@example.com:6984/db"
@@ -244,11 +246,16 @@ class Fake:
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
         self.asked: list[tuple[str, str, bytes]] = []
+        self.gate: asyncio.Event | None = None
+        """Until it is set nobody is answered."""
 
     async def __call__(self, sent: httpx.Request) -> httpx.Response:
         path = sent.url.path.removeprefix("/db/")
+        path = "_local/name" if path.startswith("_local/") else path
         name = f"{sent.method}_{path.strip('_').replace('/', '_') or 'db'}"
         self.asked.append((sent.method, str(sent.url), await sent.aread()))
+        if self.gate is not None:
+            await self.gate.wait()
         found = self.answers.get(name, (404, {"error": "not_found", "reason": "missing"}))
         if isinstance(found, list):
             found = found.pop(0) if len(found) > 1 else found[0]
@@ -376,3 +383,97 @@ def test_nothing_is_written_when_nothing_is_new() -> None:
     assert answer["no_changes"] is True and answer["session_id"] == "S2"
     assert not [method for method, *_ in source.asked + target.asked if method == "PUT"]
     assert "since=9-z" in next(url for _, url, _ in source.asked if "_changes" in url)
+
+
+# Jobs
+
+
+class Bench:
+    """A node's jobs, all between these two servers."""
+
+    def __init__(self, source: Fake, target: Fake, **limits: int) -> None:
+        sides = {"http://s/db/": source, "http://t/db/": target}
+        self.clock = StillClock()
+        self.jobs = Jobs(
+            "m1", "cluster", lambda side, user: sides[side.url].end(), self.clock, SeededRng(3),
+            dataclasses.replace(Limits(), **limits), no_rest, Lines(),
+        )  # fmt: skip
+
+    def what(self, user: UserContext = ADMIN, **members: Any) -> request.Replication:
+        asked = {"source": "http://s/db", "target": "http://t/db", **members}
+        return request.parse(asked, user)
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+def test_there_is_room_for_so_many_and_the_next_of_a_document_waits() -> None:
+    async def scenario() -> None:
+        source = source_of()
+        source.gate = asyncio.Event()
+        bench = Bench(source, target_of(), replication_jobs_max=1)
+        first = bench.jobs.begin(bench.what())
+        await bench.until(lambda: first.state == "running")
+        assert bench.jobs.begin(bench.what()) is first
+        with pytest.raises(Busy):
+            bench.jobs.begin(bench.what(doc_ids=["a"]))
+        bench.jobs.keep("doc", bench.what(winning_revs_only=True))
+        assert bench.jobs.kept()["doc"].state == "pending"
+        source.gate.set()
+        assert (await bench.jobs.result(first))["ok"] is True
+        await bench.until(lambda: bench.jobs.kept()["doc"].state == "completed")
+        await bench.jobs.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_job_crashes_and_begins_anew_until_it_is_dropped() -> None:
+    async def scenario() -> None:
+        source = source_of(GET_db=[(404, {}), (404, {}), (200, {})])
+        bench = Bench(source, target_of(), replication_backoff_ms=10)
+        bench.jobs.keep("doc", bench.what(continuous=True))
+        job = bench.jobs.kept()["doc"]
+        await bench.until(lambda: len(job.history) >= 6)
+        asked = len(source.asked)
+        await asyncio.sleep(0.1)
+        # It does not wait for changes when it is asked to: it is not asked on and on.
+        assert len(source.asked) <= asked + 3
+        kinds = [event["type"] for event in reversed(job.history)]
+        assert kinds == ["added", "started", "crashed", "started", "crashed", "started"]
+        (row,) = bench.jobs.shown()
+        assert row["state"] == "running" and row["source"] == "http://s/db/"
+        await bench.jobs.drop("doc")
+        assert job.task is not None and job.task.done() and bench.jobs.shown() == []
+
+    asyncio.run(scenario())
+
+
+def test_others_may_not_cancel_what_a_user_asked_for() -> None:
+    async def scenario() -> None:
+        kim, lee = UserContext("kim"), UserContext("lee")
+        bench = Bench(source_of(), target_of())
+        job = bench.jobs.begin(bench.what(kim, continuous=True))
+        with pytest.raises(Unauthorized):
+            await bench.jobs.cancel(job.id, lee)
+        assert await bench.jobs.cancel(job.id, kim) is True
+        assert await bench.jobs.cancel(job.id, ADMIN) is False
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_a_replication_hears_why_it_failed_or_that_it_was_cancelled() -> None:
+    async def scenario() -> None:
+        bench = Bench(source_of(GET_db=(404, {})), target_of())
+        with pytest.raises(NotFound, match="could not open http://fake/db/"):
+            await bench.jobs.result(bench.jobs.begin(bench.what()))
+        source = source_of()
+        source.gate = asyncio.Event()
+        bench = Bench(source, target_of())
+        job = bench.jobs.begin(bench.what())
+        await bench.jobs.cancel(job.id, ADMIN)
+        with pytest.raises(NotFound, match="cancelled"):
+            await bench.jobs.result(job)
+
+    asyncio.run(scenario())

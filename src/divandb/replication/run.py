@@ -4,6 +4,7 @@ Memory: one answer of each side, ``ANSWER_BYTES_MAX`` at most, and the groups th
 it. Attachments pass through in pieces.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import formatdate
 from typing import Any
@@ -17,6 +18,8 @@ from divandb.replication.checkpoints import Counts, Seq
 from divandb.replication.end import End, Fetched, TooMuch
 from divandb.replication.request import Replication
 
+QUIET_S = 1.0
+"""Between two answers without changes: not every server waits for changes when it is asked to."""
 IDLE_CHECKPOINT_MS = 5_000
 """A continuous one that has nothing left to do stores how far it came after this time."""
 
@@ -68,6 +71,7 @@ class Run:
         await self._open()
         has_written = False
         while True:
+            asked = self._clock.monotonic()
             batch, limit = await self._changes()
             rows = batch["results"]
             await self._take(rows)
@@ -83,6 +87,8 @@ class Run:
             if self._is_due(is_end) and self._has_moved:
                 await self._store()
                 has_written = True
+            if not rows and self._clock.monotonic() - asked < QUIET_S:
+                await asyncio.sleep(QUIET_S)
 
     async def _open(self) -> None:
         if await self._source.info() is None:
