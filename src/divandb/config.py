@@ -157,6 +157,18 @@ class Limits:
     """Queries that a node answers at a time; one more is a 503."""
     find_ms_max: int = 60_000
     """A query that has not been answered after this time is given up."""
+    replication_jobs_max: int = 100
+    """Replications that a node runs at a time; others of `_replicator` wait, others of `_replicate`
+    are a 503."""
+    replication_docs_max: int = 10_000
+    """Documents of `_replicator` that are looked at."""
+    replication_batch_docs: int = 500
+    """Changes that a replication asks its source for at a time."""
+    replication_backoff_ms: int = 5_000
+    """A replication that failed begins anew after this time, and twice as long after each failure
+    more."""
+    replication_backoff_ms_max: int = 600_000
+    """It is never longer than this."""
     index_share_max: float = 0.3
     """The share of its time that building indexes may use while clients ask."""
     function_ms_max: int = 5_000

@@ -60,6 +60,7 @@ EVERYWHERE = Concern.VISIBLE
 the next node.
 """
 SYSTEM_NAMES = frozenset({"_users", "_replicator", "_global_changes"})
+REPLICATOR_DB = "_replicator"
 NAME_CHARS_MAX = 238
 FIX_TRIES_MAX = 3
 YIELD_EVERY = 256
@@ -294,6 +295,9 @@ class Entry:
             raise IllegalDocId("A _local document is not written like others.")
         if prepared.id[0] == "_":
             policy.check_admin(known.security, ctx)
+        elif known.name == REPLICATOR_DB:
+            # What a replication reads and writes here, it does as a server admin.
+            policy.check_server_admin(ctx)
         elif known.name == users.USERS_DB:
             return await self._fixed_user(known, ctx, prepared)
         return prepared

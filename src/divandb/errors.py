@@ -25,6 +25,7 @@
     │   └── FunctionEnded         500 os_process_error
     ├── InvalidValue              500 invalid_value
     ├── TookTooLong               500 timeout
+    ├── ReplicationFailed         500 replication_failed
     └── Busy                      503 service_unavailable (with Retry-After)
         └── StorageFull           507 insufficient_storage
 
@@ -168,6 +169,12 @@ class InvalidValue(DivanError):
 
 class TookTooLong(DivanError):
     error = "timeout"
+
+
+class ReplicationFailed(DivanError):
+    """The other side of a replication cannot be reached, or answers what it should not."""
+
+    error = "replication_failed"
 
 
 class Busy(DivanError):

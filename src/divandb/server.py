@@ -17,11 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
+import httpx
 import uvicorn
 import uvloop
 
 from divandb import node as roles
+from divandb import streams
 from divandb.across import across
+from divandb.auth.policy import UserContext
 from divandb.board.across import BoardAcross
 from divandb.board.base import BoardLimits, EventBoard
 from divandb.board.embedded import EmbeddedBoard
@@ -67,6 +70,7 @@ from divandb.httpd import (
     functions,
     info,
     listing,
+    replicate,
     session,
     snapshots,
     verify,
@@ -91,6 +95,13 @@ from divandb.node import Parts, Role
 from divandb.pulse import Sockets, keep_listening, shut
 from divandb.readers import Readers
 from divandb.replica import Replica
+from divandb.replication.end import ANSWER_S_MAX, End
+from divandb.replication.inside import Hall
+from divandb.replication.inside import Inside as Within
+from divandb.replication.jobs import DATABASE, Jobs
+from divandb.replication.placement import slot_for
+from divandb.replication.request import Side
+from divandb.replication.watch import OWN, SERVER, Watch
 from divandb.senses import Machine, Senses
 from divandb.settings import Settings
 from divandb.store import arrivals, file, indexes, membership, outbox, succession
@@ -105,7 +116,7 @@ from divandb.viewer import Viewer
 from divandb.views.engine import Engine, tended
 
 TABLES: list[RouteTable] = [
-    cluster.ROUTES, snapshots.ROUTES, verify.ROUTES,
+    cluster.ROUTES, snapshots.ROUTES, verify.ROUTES, replicate.ROUTES,
     session.ROUTES, info.ROUTES, databases.ROUTES, bulk.ROUTES, listing.ROUTES, changes.ROUTES,
     find.ROUTES, views.ROUTES, functions.ROUTES,
     divan.ROUTES, documents.ROUTES, attachments.ROUTES,
@@ -117,6 +128,7 @@ YOUNG_OBJECTS_MAX = 20_000
 OFFLOAD_THREADS = 2
 GRACE_S = 5
 TICK_S = 1.0
+REPLICATION_TIMEOUT = httpx.Timeout(ANSWER_S_MAX, connect=10.0)
 FIRST_START_RETRY_S = 0.2
 
 
@@ -140,7 +152,7 @@ async def _serve(config: Config, sockets: Sockets) -> None:
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(opened(config, tls.trusted))
         services = node.services
-        app = App(services, TABLES)
+        app = node.app
         server = _Server(
             uvicorn.Config(
                 app,
@@ -259,8 +271,9 @@ class _Server(uvicorn.Server):
 class Node:
     """A whole node but for its sockets."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, app: App) -> None:
         self.services = services
+        self.app = app
         self.asked: Callable[[], int] = lambda: 0
         """How many requests have come so far, but for those that watch the node."""
 
@@ -453,6 +466,24 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             writer, courier, governor, replica.hot, drain, ledger.alarms, reading, clock,
         )  # fmt: skip
         warming = Warming(peers, replica, governor.pace(Work.COPIES), clock)
+        hall = Hall()
+
+        def end_of(side: Side, user: UserContext) -> End:
+            transport = None if side.url else Within(hall, user)
+            asking = streams.client(
+                side.url, REPLICATION_TIMEOUT, connections_max=2, transport=transport, tls=tls
+            )
+            return End(side, asking, clock, rng)
+
+        replications = Jobs(
+            config.name, identity.cluster, end_of, clock, rng, limits,
+            governor.pace(Work.COPIES), log,
+        )  # fmt: skip
+        watch = Watch(
+            end_of(OWN, SERVER), replications, lambda: _version(catalog, DATABASE),
+            lambda doc_id: _runs_here(doc_id, config, tenure, peers), identity.cluster, clock,
+            limits, log,
+        )  # fmt: skip
         services = Services(
             config=config,
             limits=limits,
@@ -473,7 +504,9 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             compact=upkeep.request,
             compacting=upkeep.compacting,
             tidy=lambda num: indexer.changed({num}),
-            tasks=lambda: [*upkeep.tasks(), *indexer.tasks()],
+            tasks=lambda: [*upkeep.tasks(), *indexer.tasks(), *replications.tasks()],
+            replications=replications,
+            watch=watch,
             progress=progress,
             peers=peers,
             standing=standing,
@@ -497,7 +530,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             want=gatherer.want,
             hottest=warming.answer,
         )
-        node = Node(services)
+        hall.app = App(services, TABLES)
+        node = Node(services, hall.app)
 
         # What runs beside requests
         if config.board is not None:
@@ -549,6 +583,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
                 tend(upkeep, checkpointer, execute, offload, governor.pace(Work.UPKEEP), log)
             )
         )
+        stack.push_async_callback(replications.close)
+        await stack.enter_async_context(_background(watch.run()))
         gc.freeze()
         yield node
 
@@ -617,6 +653,20 @@ async def _leave(leaving: asyncio.Event, execute: Callable[..., Coroutine[Any, A
         await execute(lambda ledger: membership.note_expelled(ledger.connection), 0)
     finally:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def _version(catalog: Catalog, name: str) -> object:
+    """Another one whenever the database has changed; ``None`` without it."""
+    known = catalog.find(name)
+    return None if known is None else (known.generation, catalog.counters(known).seq)
+
+
+def _runs_here(doc_id: str, config: Config, tenure: Tenure, peers: Peers) -> bool:
+    """Is this the live master that runs the replication of this document?"""
+    if not tenure.serves:
+        return False
+    others = [peer.member.slot for peer in peers.masters() if not peer.is_drained]
+    return slot_for(doc_id, [config.slot, *others]) == config.slot
 
 
 def _has_secret(settings: Settings) -> bool:

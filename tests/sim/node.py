@@ -596,7 +596,7 @@ def _open_front(node: Node) -> None:
         compacting=node.upkeep.compacting, tasks=node.upkeep.tasks, progress=node.progress,
         peers=node.peers, standing=node.standing, snapshots=node.shelf,
         forwarder=node.forwarder, witness=node.witness, verifier=node.verifier,
-        give=node.giver.give,
+        give=node.giver.give, replications=None, watch=None,
         carry_out=desk.submit, finder=None, failover=node.failover, drain=drain, condition=dict,
         is_ready=lambda: True, numbers=dict,
         designs=node.designs, viewer=None, functions=None, tidy=lambda num: None,

@@ -32,6 +32,7 @@ Routes:
     find           _find, _explain, _index
     views          _view, _info, _view_cleanup
     functions      _update, and what a function is told of a request; filter functions
+    replicate      _replicate, _scheduler/…, replications that nodes run
     feed           _changes: how it is sent, live or not
 
 Wire formats:

@@ -29,6 +29,7 @@ from divandb.httpd.call import Call, Handler, Methods, RouteTable
 from divandb.httpd.forward import BEHIND, PASSED_ON
 from divandb.httpd.services import Services
 from divandb.httpd.standing import FORWARDED, Standing
+from divandb.replication.inside import ACTING
 
 STATUS = "/_divan/status"
 """What a node that was removed still answers."""
@@ -86,14 +87,13 @@ class App:
         if authorization is not None and authorization.startswith(trust.SCHEME):
             await self._answer_peer(scope, receive, authorization, answering)
             return
-        client = scope.get("client")
         authenticator = self._services.authenticator
-        user = await authenticator.identify(
+        user = scope.get(ACTING) or await authenticator.identify(
             authorization.encode("latin-1") if authorization else None,
             cookie,
-            client[0] if client else "",
+            (scope.get("client") or ("",))[0],
         )
-        if self._services.settings.is_on("chttpd", "require_valid_user"):
+        if ACTING not in scope and self._services.settings.is_on("chttpd", "require_valid_user"):
             policy.check_valid_user(user, scope["path"].split("/", 2)[1])
         if user.handler == "cookie" and cookie:
             renewed = authenticator.renewed_cookie(cookie, secure=scope["scheme"] == "https")

@@ -22,6 +22,8 @@ from divandb.httpd.authenticator import Authenticator
 from divandb.httpd.forward import Forwarder
 from divandb.httpd.standing import Standing
 from divandb.replica import Replica
+from divandb.replication.jobs import Jobs
+from divandb.replication.watch import Watch
 from divandb.settings import Settings
 from divandb.telemetry import Log
 from divandb.vector import Vector
@@ -57,6 +59,8 @@ class Services:
     """Have indexes of a database that nothing names removed now."""
     tasks: Callable[[], list[dict[str, object]]]
     """Background work under way, as `_active_tasks` shows it."""
+    replications: Jobs
+    watch: Watch
     progress: Progress
     peers: Peers
     standing: Standing
