@@ -133,7 +133,7 @@ class Limits:
     background_share: float = 0.0
     """The share of its time that a node may use for replication, copies, indexes and upkeep; 0: as
     much as it can spare, which it finds out by itself."""
-    background_share_min: float = 0.1
+    background_share_min: float = 0.2
     """The least that it uses for them while clients ask."""
     lag_max_ms: int = 60_000
     """When a node's view is older, it uses more for replication, though that hurts its clients."""

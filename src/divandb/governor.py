@@ -49,8 +49,8 @@ GATHER_RESTS = 4.0
 meanwhile makes the next one larger, and cheaper by the write."""
 GATHER_S_MAX = 0.05
 EVENTS_MAX = 256
-EVENTS_MIN = 32
-SMALL_SHARE = 0.15
+EVENTS_MIN = 64
+SMALL_SHARE = 0.25
 """Events in one transaction, at most, and where the budget is smaller than this share: so that a
 rest comes soon."""
 

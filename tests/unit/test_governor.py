@@ -20,7 +20,7 @@ from divandb.governor import (
     Work,
 )
 
-LIMITS = Limits()
+LIMITS = Limits(background_share_min=0.1)
 CALM = Look(10, 1.0, 0.0)
 SLOW = Look(10, 50.0, 0.0)
 OLD = Look(10, 1.0, LIMITS.lag_max_ms + 1.0)
@@ -191,8 +191,8 @@ def test_small_batches_gather_whoever_asks() -> None:
 
 
 def test_a_small_budget_makes_small_batches() -> None:
-    assert Governor(Limits(background_share=0.1)).batch_events() == 32
-    assert Governor(LIMITS).batch_events() == 256
+    assert Governor(Limits(background_share=0.1)).batch_events() == 64
+    assert Governor(Limits(background_share=0.5)).batch_events() == 256
 
 
 def test_what_it_says() -> None:
