@@ -155,7 +155,7 @@ def test_a_former_owner_that_has_more_is_not_removed_unasked(play: Play) -> None
         c.heal()
         new.peers.fetch = None  # so slow is it
         c.start(m1)
-        await c.until(lambda: new.peers.find("m1") in new.peers.live())
+        await c.until(lambda: new.peers.speaks(new.peers.find("m1")))
         await refused(c, new, "m1", 412, "of 1 writes that it has them")
         new.peers.fetch = new.fetcher.fetch
         await c.settled()

@@ -38,7 +38,7 @@ def _check_lost(peers: Peers, own: Vector, peer: Peer, now: float) -> None:
             f"{name} has said of {ahead} writes that it has them, which are not here yet: they may "
             "be lost with it. Wait, or remove it by force."
         )
-    if not peers.is_live(peer):
+    if not peers.speaks(peer):
         heard = "never" if peer.heard is None else f"{now - peer.heard:.0f} s ago"
         raise PreconditionFailed(
             f"{name} does not answer (last heard of: {heard}). If it has owned its slot, it may "
