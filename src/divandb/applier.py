@@ -17,10 +17,9 @@ from divandb.board.base import Batch
 from divandb.board.source import PlaceGone
 from divandb.clock import Rng
 from divandb.store.positions import Position
-from divandb.telemetry import Log, Trouble
+from divandb.telemetry import Log
+from divandb.trouble import Trouble
 
-RETRY_S_MIN = 0.05
-RETRY_S_MAX = 2.0
 EVENTS_MAX = 256
 """Events in one transaction."""
 GAP_PATIENCE_S = 1.0
@@ -99,18 +98,12 @@ class Applier:
 
     async def run(self) -> None:
         """Apply until cancelled; a board that is away is tried again with back-off."""
-        pause_s = RETRY_S_MIN
         while True:
-            try:
+            with self._trouble.attempt():
                 await self._tell()
                 await self._step()
                 await self._mend()
-                self._trouble.over()
-                pause_s = RETRY_S_MIN
-            except Exception as fault:
-                self._trouble.met(fault, asyncio.get_running_loop().time())
-                await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
-                pause_s = min(pause_s * 2, RETRY_S_MAX)
+            await self._trouble.back_off(self._rng)
 
     async def _step(self) -> None:
         position = self.position

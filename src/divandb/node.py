@@ -37,8 +37,9 @@ from divandb.store import arrivals, outbox, positions, succession
 from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
 from divandb.store.positions import Position
-from divandb.telemetry import Log, Trouble
+from divandb.telemetry import Log
 from divandb.tenure import Tenure
+from divandb.trouble import Trouble
 from divandb.vector import Vector, covers
 
 REPLICAS = "replicas"

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from divandb import event as events
 from divandb.clock import Rng
 from divandb.store.outbox import Attached, Page
-from divandb.telemetry import Log, Trouble
+from divandb.telemetry import Log
+from divandb.trouble import Trouble
 
 ROWS_MAX = 256
 """Writes of a page."""
@@ -27,8 +28,6 @@ busier the machine, the larger the pages, and the cheaper each write in them.
 TRIM_ROWS_MAX = 1024
 """So many published rows may stay in the outbox: after a crash they go out once more."""
 TRIM_S = 0.5
-RETRY_S_MIN = 0.05
-RETRY_S_MAX = 2.0
 
 ReadPage = Callable[[int, int], Page]
 Send = Callable[[Sequence[bytes]], Awaitable[None]]
@@ -86,16 +85,10 @@ class Publisher:
         """Publish until cancelled. After any fault the same page is tried again: the next write
         must not pass this one.
         """
-        pause_s = RETRY_S_MIN
         while True:
-            try:
+            with self._trouble.attempt():
                 await self._round()
-                self._trouble.over()
-                pause_s = RETRY_S_MIN
-            except Exception as fault:
-                self._trouble.met(fault, asyncio.get_running_loop().time())
-                await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
-                pause_s = min(pause_s * 2, RETRY_S_MAX)
+            await self._trouble.back_off(self._rng)
 
     async def _round(self) -> None:
         await self._linger()

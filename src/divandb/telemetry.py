@@ -20,41 +20,6 @@ class Log(Protocol):
         ...
 
 
-TROUBLE_S_MIN = 2.0
-"""What has been tried again for so long without success is logged."""
-
-
-class Trouble:
-    """What keeps something from working that is tried again: told when it has lasted for a while.
-
-    What passes by itself is nothing for an operator, such as a board that begins after its nodes.
-    """
-
-    def __init__(self, log: Log, what: str, **values: object) -> None:
-        """``what`` is the log's line, with these values."""
-        self._log = log
-        self._what = what
-        self._values = values
-        self._since: float | None = None
-        self._is_told = False
-        self.failing: str | None = None
-        """The last fault, until ``over``."""
-
-    def met(self, fault: Exception, now: float) -> None:
-        """An attempt has failed, at ``now`` in seconds of a clock that does not step back."""
-        self.failing = str(fault) or repr(fault)
-        if self._since is None:
-            self._since = now
-        if not self._is_told and now - self._since > TROUBLE_S_MIN:
-            self._is_told = True
-            self._log.event(self._what, fault=repr(fault), **self._values)
-
-    def over(self) -> None:
-        """It works again."""
-        self.failing = self._since = None
-        self._is_told = False
-
-
 class LineLog:
     """Writes lines such as ``2026-01-31T12:00:00.123Z m1 started url=http://127.0.0.1:5984``."""
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from divandb.applier import GAP_PATIENCE_S, NO_LOG, RETRY_S_MAX, Applier
+from divandb.applier import GAP_PATIENCE_S, NO_LOG, Applier
 from divandb.board.base import Batch, Right, Unreachable
 from divandb.board.memory import MemoryBoard
 from divandb.board.source import BoardSource, PlaceGone
 from divandb.store.positions import Position
+from divandb.trouble import RETRY_S_MAX
 from tests.sim.world import SimLoop
 from tests.stores import SeededRng
 

@@ -24,7 +24,8 @@ from divandb.link import LinkBroken
 from divandb.store import arrivals, blobs, documents, file
 from divandb.store.file import Disk
 from divandb.store.ledger import Ledger
-from divandb.telemetry import Log, Trouble
+from divandb.telemetry import Log
+from divandb.trouble import Trouble
 
 BLOB = f"{messages.PREFIX}/blob"
 LOOK_S_MIN = 1.0
@@ -113,11 +114,9 @@ class Gatherer:
         trouble = Trouble(self._log, "fetching attachments fails")
         while True:
             self._due.clear()
-            try:
+            with trouble.attempt():
                 await self._round()
-                trouble.over()
-            except Exception as fault:
-                trouble.met(fault, self._clock.monotonic())
+            if trouble.failing is not None:
                 await asyncio.sleep(LOOK_S_MIN)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._due.wait(), self._wait_s())

@@ -30,7 +30,8 @@ from divandb.link import LinkBroken
 from divandb.store import endings, registers
 from divandb.store.endings import CLOSED, ENDED
 from divandb.store.ledger import Ledger
-from divandb.telemetry import Log, Trouble, rfc3339
+from divandb.telemetry import Log, rfc3339
+from divandb.trouble import Trouble
 from divandb.vector import Vector, advanced
 
 PASSED = f"{messages.PREFIX}/passed"
@@ -65,11 +66,8 @@ class Closer:
     async def run(self) -> None:
         """Look after them until cancelled."""
         while True:
-            try:
+            with self._trouble.attempt():
                 await self._round()
-                self._trouble.over()
-            except Exception as fault:
-                self._trouble.met(fault, self._clock.monotonic())
             await asyncio.sleep(LOOK_S)
 
     async def _round(self) -> None:

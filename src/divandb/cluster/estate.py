@@ -22,7 +22,8 @@ from divandb.merge import Document
 from divandb.publisher import batches, fitting
 from divandb.store import registers, succession
 from divandb.store.ledger import Ledger
-from divandb.telemetry import Log, Trouble, rfc3339
+from divandb.telemetry import Log, rfc3339
+from divandb.trouble import Trouble
 from divandb.vector import Vector
 
 LOOK_S = 0.25
@@ -150,11 +151,8 @@ class Estate:
     async def run(self) -> None:
         """Publish until cancelled; what fails is tried again."""
         while True:
-            try:
+            with self._trouble.attempt():
                 await self._round()
-                self._trouble.over()
-            except Exception as fault:
-                self._trouble.met(fault, asyncio.get_running_loop().time())
             await asyncio.sleep(LOOK_S)
 
     async def _round(self) -> None:

@@ -11,10 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from divandb.clock import Rng
 from divandb.store.positions import Position
-from divandb.telemetry import Log, Trouble
-
-RETRY_S_MIN = 0.05
-RETRY_S_MAX = 2.0
+from divandb.telemetry import Log
+from divandb.trouble import Trouble
 
 Send = Callable[[Sequence[bytes]], Awaitable[None]]
 
@@ -75,26 +73,21 @@ class Relay:
 
     async def run(self) -> None:
         """Publish until cancelled, in order; what fails is tried again with back-off."""
-        pause_s = RETRY_S_MIN
         while True:
             await self._filled.wait()
-            taken = list(self._queue)
-            try:
-                await self._publish([message for messages, _ in taken for message in messages])
-            except Exception as fault:
-                self._trouble.met(fault, asyncio.get_running_loop().time())
-                await asyncio.sleep(pause_s * (0.5 + self._rng.uniform()))
-                pause_s = min(pause_s * 2, RETRY_S_MAX)
-                continue
-            self._trouble.over()
-            pause_s = RETRY_S_MIN
-            for messages, position in taken:
-                self._queue.popleft()
-                self._bytes -= sum(map(len, messages))
-                self.begin(position)
-            if not self._queue:
-                self._filled.clear()
-            self._room.set()
+            with self._trouble.attempt():
+                await self._pass_on(list(self._queue))
+            await self._trouble.back_off(self._rng)
+
+    async def _pass_on(self, taken: list[tuple[list[bytes], Position]]) -> None:
+        await self._publish([message for messages, _ in taken for message in messages])
+        for messages, position in taken:
+            self._queue.popleft()
+            self._bytes -= sum(map(len, messages))
+            self.begin(position)
+        if not self._queue:
+            self._filled.clear()
+        self._room.set()
 
     async def _publish(self, messages: list[bytes]) -> None:
         if messages:

@@ -15,7 +15,8 @@ from divandb.store import mending, scanning
 from divandb.store.file import Connection, Disk
 from divandb.store.ledger import Ledger
 from divandb.store.proofs import DOCUMENT
-from divandb.telemetry import Log, Trouble
+from divandb.telemetry import Log
+from divandb.trouble import Trouble
 
 ATTEMPTS_MAX = 3
 """A count that a failed transaction has undone begins again so often."""
@@ -77,11 +78,9 @@ class Scanner:
             wait_s = min(left_s, DOUBTED_S) if self._doubted else left_s
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._due.wait(), wait_s)
-            try:
+            with self._trouble.attempt():
                 await self._round()
-                self._trouble.over()
-            except Exception as fault:
-                self._trouble.met(fault, self._clock.monotonic())
+            if self._trouble.failing is not None:
                 await asyncio.sleep(RETRY_S)
 
     async def _round(self) -> None:

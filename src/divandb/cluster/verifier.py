@@ -50,7 +50,8 @@ from divandb.store.file import Connection, Disk
 from divandb.store.ledger import Ledger
 from divandb.store.mending import Outcome
 from divandb.store.proofs import Claim, Held
-from divandb.telemetry import Log, Trouble
+from divandb.telemetry import Log
+from divandb.trouble import Trouble
 from divandb.vector import Vector, covers, in_hex
 
 ANSWER_BYTES_MAX = 512 * 2**20
@@ -174,14 +175,11 @@ class Verifier:
         self._due.clear()
 
     async def _round(self) -> None:
-        try:
+        with self._trouble.attempt():
             await self._mend_damaged()
             peer = self._next()
             if peer is not None:
                 await self.compare(peer)
-            self._trouble.over()
-        except Exception as fault:
-            self._trouble.met(fault, self._clock.monotonic())
 
     def notice(self, name: str) -> None:
         """A node has found that it differs from us: look at it soon."""

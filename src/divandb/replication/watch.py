@@ -21,7 +21,8 @@ from divandb.replication import request
 from divandb.replication.end import End
 from divandb.replication.jobs import DATABASE, Jobs
 from divandb.replication.request import Replication, Side
-from divandb.telemetry import Log, Trouble, rfc3339
+from divandb.telemetry import Log, rfc3339
+from divandb.trouble import Trouble
 
 LOOK_S = 1.0
 PAGE_DOCS = 200

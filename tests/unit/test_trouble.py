@@ -1,6 +1,10 @@
 """What is told of things that are tried again."""
 
-from divandb.telemetry import TROUBLE_S_MIN, Trouble
+import asyncio
+
+import pytest
+
+from divandb.trouble import RETRY_S_MAX, RETRY_S_MIN, TROUBLE_S_MIN, Trouble
 
 
 class Lines:
@@ -45,3 +49,39 @@ def test_a_fault_without_a_text_is_shown_all_the_same() -> None:
     trouble = Trouble(Lines(), "it waits")
     trouble.met(TimeoutError(), 0.0)
     assert trouble.failing == "TimeoutError()"
+
+
+class Middle:
+    """Chance that is always in the middle."""
+
+    def uniform(self) -> float:
+        return 0.5
+
+    def token(self, size: int) -> bytes:
+        raise AssertionError(size)
+
+
+def test_attempts_back_off_until_one_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    async def attempts(trouble: Trouble, faults: list[Exception | None]) -> None:
+        for fault in faults:
+            with trouble.attempt():
+                if fault is not None:
+                    raise fault
+            await trouble.back_off(Middle())
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    trouble = Trouble(Lines(), "it waits")
+    away = OSError("away")
+    asyncio.run(attempts(trouble, [away] * 9))
+    assert waited[:3] == [RETRY_S_MIN, 2 * RETRY_S_MIN, 4 * RETRY_S_MIN]
+    assert waited[-1] == RETRY_S_MAX
+    assert trouble.failing == "away"
+    del waited[:]
+    asyncio.run(attempts(trouble, [None, away, None]))
+    assert waited == [RETRY_S_MIN]
+    assert trouble.failing is None
