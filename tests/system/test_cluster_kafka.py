@@ -35,6 +35,7 @@ from tests.system.test_cluster_documents import (  # noqa: F401 - run here, too
     test_three_thousand_movies_are_complete_and_identical_on_all_nodes,
 )
 from tests.system.test_cluster_faults import (  # noqa: F401 - run here, too
+    OUTAGE_S,
     test_every_process_is_killed_in_turn_in_the_middle_of_writes,
     test_writes_go_on_while_the_board_is_stopped,
 )
@@ -43,7 +44,7 @@ from tests.system.wire import faults
 SEEN_S_MAX = 30.0
 """From a misfortune until `status` says so."""
 KIB = 2**10
-pytestmark = pytest.mark.timeout_s(240)
+pytestmark = pytest.mark.timeout_s(240 + 3 * OUTAGE_S)
 
 
 @pytest.fixture(scope="module")
@@ -275,12 +276,41 @@ def test_retention_that_passes_a_reader_costs_it_nothing(own: Cluster, db: str) 
     own.await_converged()
     place = own.status_of("m1-r1")["board"]["reading"]["replicas"]["next"]
     with own.frozen("m1-r1"):
-        text = os.urandom(200 * KIB).hex()
-        for number in range(20):
-            status, answer = own.request("PUT", f"/{db}/{number}", {"text": text}, node="m1")
-            assert status == 201, answer
-        own.await_true(lambda: described(own, topic).partitions[0].start > place, 60)
+        await_passed(own, db, topic, place)
     own.await_converged()
+    own.await_true(lambda: all_well(own), SEEN_S_MAX)
+    alter(own, topic, segment_bytes=1024 * 1024 * KIB, retention_bytes=1024 * 1024 * KIB)
+
+
+def await_passed(cluster: Cluster, db: str, topic: str, place: int) -> None:
+    """Write to m1 until retention has taken what lies at ``place`` in this topic."""
+    text = os.urandom(200 * KIB).hex()
+    for number in range(20):
+        status, answer = cluster.request("PUT", f"/{db}/{uuid4().hex}", {"text": text}, node="m1")
+        assert status == 201, (number, answer)
+    cluster.await_true(lambda: described(cluster, topic).partitions[0].start > place, 60)
+
+
+def test_retention_that_passes_a_reader_again_in_the_middle_of_its_catch_up_costs_it_nothing(
+    own: Cluster, db: str
+) -> None:
+    """It is stopped as soon as it has begun to get what it lacks, and the log goes on."""
+    topic = topics.replicas(id_of(own), "m1")
+    alter(own, topic, segment_bytes=1024 * KIB, retention_bytes=1024 * KIB)
+    write_at_all(own, db)
+    own.await_converged()
+    before = own.status_of("m1-r1")["vector"]
+    with own.frozen("m1-r1"):
+        place = described(own, topic).partitions[0].end
+        await_passed(own, db, topic, place)
+    for _ in range(2):
+        # Not alike yet: it has just begun.
+        own.await_true(lambda: own.answers("m1-r1"))
+        with own.frozen("m1-r1"):
+            place = described(own, topic).partitions[0].end
+            await_passed(own, db, topic, place)
+    own.await_converged()
+    assert own.status_of("m1-r1")["vector"] != before
     own.await_true(lambda: all_well(own), SEEN_S_MAX)
     alter(own, topic, segment_bytes=1024 * 1024 * KIB, retention_bytes=1024 * 1024 * KIB)
 

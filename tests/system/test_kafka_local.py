@@ -1,5 +1,6 @@
 """`divandb up --board kafka-local`: the cluster runs its own Kafka broker."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -8,7 +9,11 @@ from typing import Any
 
 import pytest
 
-from divandb import localkafka
+from divandb import datadir, localkafka
+from divandb.board.base import Unidentified
+from divandb.board.kafka import KafkaBoard
+from divandb.cluster import trust
+from divandb.config import BoardAccess
 from divandb.localkafka import JARS, LOCAL
 from tests.running import Cluster, divandb, started
 
@@ -99,9 +104,31 @@ def test_a_node_that_is_added_gets_its_rights_and_one_that_is_removed_loses_them
     done = divandb("add", "replica", "--to", "m2", "--data", str(own.data))
     assert done.returncode == 0, done.stderr
     assert "m2-r2" in checked(own)
+    assert logs_in(own, "m2-r2")
     done = divandb("remove", "m2-r2", "--data", str(own.data))
     assert done.returncode == 0, done.stderr
     assert "m2-r2" not in checked(own)
+    assert not logs_in(own, "m2-r2")
+    assert logs_in(own, "m2-r1")
+
+
+def logs_in(cluster: Cluster, principal: str) -> bool:
+    """Does the broker take the secret that the cluster has for it?"""
+    ensemble = localkafka.known(cluster.data)
+    assert ensemble is not None
+    secret = trust.board_secret(datadir.read_secret(cluster.data), principal)
+
+    async def attempt() -> bool:
+        board = KafkaBoard(BoardAccess(ensemble.url, principal, secret))
+        try:
+            await board.admin.brokers()
+        except Unidentified:
+            return False
+        finally:
+            await board.close()
+        return True
+
+    return asyncio.run(attempt())
 
 
 def test_other_hosts_cannot_reach_it(own: Cluster) -> None:
