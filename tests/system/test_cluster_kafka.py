@@ -315,6 +315,50 @@ def test_retention_that_passes_a_reader_again_in_the_middle_of_its_catch_up_cost
     alter(own, topic, segment_bytes=1024 * 1024 * KIB, retention_bytes=1024 * 1024 * KIB)
 
 
+def test_logs_that_have_lost_their_ends_lose_nothing(own: Cluster, db: str) -> None:
+    """The same topics, cut off behind their first message: who has read further does not wait for
+    them to grow to where it is.
+    """
+    assert own.broker is not None
+    for _ in range(5):
+        write_at_all(own, db)
+    own.await_converged()
+    names = [name for name in topics.layout(id_of(own), members(own)) if "claims" not in name]
+    before = {topic: described(own, topic) for topic in names}
+    own.broker.stop()
+    for topic in names:
+        for folder in (own.broker.folder / "data").glob(f"{topic}-[0-9]*"):
+            cut_short(folder)
+    write_at_all(own, db)
+    own.broker.start()
+    own.broker.await_up()
+    own.await_true(lambda: all_well(own), SEEN_S_MAX)
+    write_at_all(own, db)
+    own.await_converged()
+    after = {topic: described(own, topic) for topic in names}
+    assert all(after[topic].identity == before[topic].identity for topic in names)
+    group = topics.replicas(id_of(own), "m1")
+    assert after[group].partitions[0].end < before[group].partitions[0].end
+    for node in own.nodes:
+        for reading in own.status_of(node)["board"]["reading"].values():
+            assert reading["next"] == reading["end"]
+
+
+def cut_short(folder: Path) -> None:
+    """Leave of a stopped broker's partition its first record batch alone."""
+    segments = sorted(folder.glob("*.log"))
+    with open(segments[0], "r+b") as log:
+        log.seek(8)
+        size = int.from_bytes(log.read(4), "big")
+        log.truncate(12 + size)
+    for path in folder.iterdir():
+        if path != segments[0] and path.name != "partition.metadata":
+            path.unlink()
+    # Without these it looks at what is there, instead of believing what it wrote down.
+    for name in (".kafka_cleanshutdown", "recovery-point-offset-checkpoint"):
+        (folder.parent / name).unlink(missing_ok=True)
+
+
 def test_a_smaller_limit_is_told_and_larger_documents_go_in_pieces(own: Cluster, db: str) -> None:
     names = [topics.masters(id_of(own)), topics.replicas(id_of(own), "m1")]
     for topic in names:

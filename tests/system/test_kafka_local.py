@@ -105,6 +105,10 @@ def test_a_node_that_is_added_gets_its_rights_and_one_that_is_removed_loses_them
     assert done.returncode == 0, done.stderr
     assert "m2-r2" in checked(own)
     assert logs_in(own, "m2-r2")
+    # A node that has not been heard of yet is not removed unasked.
+    own.await_true(
+        lambda: "m2-r2" in {p["name"] for p in own.status_of("m2")["peers"] if p["live"]}
+    )
     done = divandb("remove", "m2-r2", "--data", str(own.data))
     assert done.returncode == 0, done.stderr
     assert "m2-r2" not in checked(own)
@@ -129,6 +133,17 @@ def logs_in(cluster: Cluster, principal: str) -> bool:
         return True
 
     return asyncio.run(attempt())
+
+
+def test_a_master_that_is_added_gets_a_partition_that_all_others_find(own: Cluster) -> None:
+    done = divandb("add", "master", "--data", str(own.data))
+    assert done.returncode == 0, done.stderr
+    own.masters.append("m4")
+    wrote(own, "with-m4")
+    contents = own.await_converged()["with-m4"]
+    assert contents["doc_count"] == 7
+    rows = [line.split() for line in checked(own).split("\n\n")[0].splitlines()]
+    assert [int(end) > 0 for topic, number, _, end, _ in rows[1:] if number == "3"] == [True]
 
 
 def test_other_hosts_cannot_reach_it(own: Cluster) -> None:
