@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def test_thirteen_processes_start_answer_stop_and_start_again(tmp_path: Path) ->
             db: held for db, held in before.items() if db != "vector"
         }
         assert faults(own) == ""
+
+
+def test_the_supervisor_holds_no_thread(cluster: Cluster) -> None:
+    """One that does not block signals would take a SIGTERM, and end without stopping anything."""
+    assert os.listdir(f"/proc/{cluster.cluster['pid']}/task") == [str(cluster.cluster["pid"])]
 
 
 def test_status_shows_every_process(cluster: Cluster) -> None:
