@@ -205,6 +205,11 @@ class Cluster(Running):
         """All but the board."""
         return self.masters + self.replicas
 
+    @property
+    def processes(self) -> set[str]:
+        """Names of all that the supervisor runs."""
+        return {*self.nodes} | ({BOARD} if self.broker is None else set())
+
     def beside(self, name: str | None) -> contextlib.AbstractContextManager[None]:
         """Inside, this thread is where clients of that node are."""
         return contextlib.nullcontext()

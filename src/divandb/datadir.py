@@ -8,6 +8,7 @@
     DATA/ports.json    ports that stay the same at every start, because other hosts know them
     DATA/readers.json  name → secret of those who may read the Masters' Event Board, mode 0600
     DATA/cluster.json  what runs now: a ``ClusterRecord``
+    DATA/kafka         a broker of its own: ``divandb.localkafka``
 
 A node's folder has ``drained`` in it while an operator has taken it out of service.
 
@@ -31,6 +32,10 @@ SECRET_BYTES = 32
 BOARD = "board"
 """Name and role of the embedded board's process."""
 ADMIN_USER = "admin"
+BROKER = "kafka"
+"""Name and role of the process of an Apache Kafka broker."""
+BOARDS = frozenset({BOARD, BROKER})
+"""Roles of processes that are no nodes."""
 PASSWORD_BYTES = 18
 LOCK_POLL_S = 0.05
 DRAINED = "drained"
@@ -45,7 +50,7 @@ class NodeRecord(msgspec.Struct):
 
     name: str
     role: str
-    """`board`, `master` or `replica`."""
+    """`board`, `kafka`, `master` or `replica`."""
     master: str | None
     """The master that a replica follows."""
     url: str

@@ -8,21 +8,24 @@ start brings back what was added to a running cluster:
     DATA/ports.json    ports that nodes on other hosts know
     DATA/readers.json  who else may read the Masters' Event Board
     DATA/board         the embedded board
+    DATA/kafka         a Kafka broker of its own
     DATA/m1, m1-r1, …  a node each
 """
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from divandb import datadir
+from divandb import datadir, localkafka
 from divandb.board import embedded_server
 from divandb.board.embedded_server import BoardConfig, Steward
+from divandb.clock import SystemClock
 from divandb.cluster import topics, trust
 from divandb.config import MASTER, REPLICA, BoardAccess, Config, Limits, Member, TopicSettings
 from divandb.configfile import BOARD_ADMIN, KafkaFile
-from divandb.datadir import BOARD, PlannedNode
+from divandb.datadir import BOARD, BROKER, PlannedNode
 from divandb.pulse import Sockets
 from divandb.server import serve
 from divandb.store.file import FILE_NAME
@@ -95,6 +98,19 @@ def specs(
     ]
 
 
+def broker_spec(url: str) -> ChildSpec:
+    """The process of the folder's own Kafka broker."""
+    return ChildSpec(
+        BROKER,
+        BROKER,
+        None,
+        serves_clients=False,
+        url=url,
+        greeting=localkafka.API_VERSIONS,
+        is_first=True,
+    )
+
+
 @dataclasses.dataclass
 class Layout:
     """All that is needed to run any of the processes."""
@@ -118,6 +134,8 @@ class Layout:
         """Run one process until it is told to stop."""
         if spec.role == BOARD:
             embedded_server.serve(self.board_config(), [sockets.own])
+        elif spec.role == BROKER:
+            localkafka.run(self.data, SystemClock(), os.environ)
         else:
             serve(self.node_config(spec, urls), sockets)
 

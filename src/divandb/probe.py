@@ -32,6 +32,8 @@ class Question:
     path: str
     status: int | None
     """The HTTP status that is expected; None: any."""
+    request: bytes = b""
+    """What is sent if it does not speak HTTP; whatever it answers is an answer."""
 
 
 @dataclasses.dataclass
@@ -79,7 +81,7 @@ class Probe:
         try:
             one.connection = socket.create_connection((asked.host, asked.port), CONNECT_S_MAX)
             self._selector.register(one.connection, selectors.EVENT_READ, one)
-            one.connection.sendall(_request(asked))
+            one.connection.sendall(asked.request or _request(asked))
             one.connection.setblocking(False)
         except OSError:
             self._put_off(one)
@@ -93,13 +95,18 @@ class Probe:
         except OSError:
             more = b""
         one.heard += more
-        if len(one.heard) < STATUS_LINE_BYTES and more:
+        if one.question.request and more:
+            self._answered(one)
+        elif len(one.heard) < STATUS_LINE_BYTES and more:
             return
-        if is_answer(one.heard, one.question.status):
-            self._drop(one)
-            del self._tries[one.question.name]
+        elif is_answer(one.heard, one.question.status):
+            self._answered(one)
         else:
             self._put_off(one)
+
+    def _answered(self, one: _Try) -> None:
+        self._drop(one)
+        del self._tries[one.question.name]
 
     def _put_off(self, one: _Try) -> None:
         self._drop(one)

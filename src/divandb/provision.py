@@ -1,15 +1,24 @@
 """Topics, principals and rights on Apache Kafka: made for a cluster's members, and checked.
 
-``init`` makes what is missing and changes the rights to what they should be; it never changes the
-settings of a topic that is there. ``check`` looks, with an admin's eyes if there is an admin, and
-with those of each member and reader whose secret is known, and says what is wrong.
+``init`` makes what is missing, changes the rights to what they should be, and takes the secret of
+who has lost them all; it never changes the settings of a topic that is there. ``check`` looks, with
+an admin's eyes if there is an admin, and with those of each member and reader whose secret is
+known, and says what is wrong.
 """
 
 import asyncio
 import dataclasses
 from collections.abc import Mapping
 
-from divandb.board.base import Access, BoardError, Refused, Right, TopicInfo, Unreachable
+from divandb.board.base import (
+    Access,
+    BoardError,
+    Refused,
+    Right,
+    TopicInfo,
+    Unidentified,
+    Unreachable,
+)
 from divandb.board.kafka import KafkaBoard
 from divandb.board.kafka_admin import bindings, operation_of, rights_of
 from divandb.board.kafka_client import BATCH_OVERHEAD_BYTES, KafkaBounds
@@ -53,9 +62,22 @@ async def init(file: KafkaFile) -> None:
     """Make topics, principals and rights. Raises ``BoardError``."""
     board = KafkaBoard(file.admin, topics=file.topics)
     try:
+        if file.admin.kafka.has_scram:
+            # While their rights still say who they are.
+            for name in await _former(board, file):
+                await board.admin.remove_scram(name)
         await topics.arrange(board, file.cluster, file.members, file.secrets, file.readers)
     finally:
         await board.close()
+
+
+async def _former(board: KafkaBoard, file: KafkaFile) -> list[str]:
+    """Who has rights on the boards and is no member or reader any more."""
+    layout = topics.layout(file.cluster, file.members, file.readers)
+    known = {name for _, access in layout.values() for name in access}
+    found = [await board.admin.bindings(topic) for topic in layout]
+    named = {one.principal.removeprefix("User:") for bindings in found for one in bindings}
+    return sorted(named - known - {file.admin.principal})
 
 
 async def check(file: KafkaFile, positions: Positions) -> Report:
@@ -159,6 +181,8 @@ async def _as_principal(file: KafkaFile, access: BoardAccess, report: Report) ->
                 has = rights_of(await board.admin.operations(topic))
                 if has:
                     found.append(await board.describe(topic))
+            except Unidentified:
+                raise
             except Refused:
                 has = frozenset()
             report.rights.setdefault(name, {})[topic] = has

@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,12 +31,11 @@ import msgspec
 
 from divandb import datadir, pulse
 from divandb.clock import Clock
-from divandb.datadir import ClusterRecord, NodeRecord
+from divandb.datadir import BOARD, BOARDS, ClusterRecord, NodeRecord
 from divandb.probe import ANSWER_S_MAX, Probe, Question
 from divandb.pulse import BACKLOG_CONNECTIONS_MAX, Pulse, Signs, Sockets, Vigil
 from divandb.telemetry import Log, rfc3339
 
-BOARD = "board"
 RECORD_RETRY_S = 1.0
 """So often what runs is tried to be written down while the disk refuses it."""
 READY_POLL_S = 0.02
@@ -60,8 +59,8 @@ class ChildSpec:
 
     name: str
     role: str
-    """`board`, `master` or `replica`. A board is stopped last, and is ready with any answer; the
-    others are with a 200.
+    """`board`, `kafka`, `master` or `replica`. Boards are stopped last, and are ready with any
+    answer; the others are with a 200.
     """
     master: str | None
     """The master that a replica follows."""
@@ -71,6 +70,12 @@ class ChildSpec:
     """Its own; 0 lets the system choose."""
     ready_path: str = "/_up?drained=true"
     """What is asked for to see that it is ready."""
+    url: str = ""
+    """Where it is, if it opens that port itself."""
+    greeting: bytes = b""
+    """What it is sent to see that it is ready, if it does not speak HTTP."""
+    is_first: bool = False
+    """Whether the others are started only when it is ready."""
 
 
 Serve = Callable[[ChildSpec, Mapping[str, str], Sockets], None]
@@ -312,7 +317,9 @@ class Supervisor:
         restart: bool = True,
         bounds: Bounds | None = None,
         board: str = "",
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
+        """``prepare`` is called once those that come first are ready, before the others start."""
         self._data = data
         self._host = host
         self._port = port
@@ -322,9 +329,8 @@ class Supervisor:
         self._log = log
         self._grow = grow
         self._bounds = bounds or Bounds()
-        names = [spec.name for spec in plan]
-        boards = [spec.name for spec in plan if spec.role == BOARD]
-        self._policy = Policy(names, clock, self._bounds, restart, last=boards)
+        self._prepare = prepare
+        self._policy = Policy([], clock, self._bounds, restart)
         self._vigil = Vigil(self._bounds.silent_s_max, self._bounds.starved_s_max)
         self._children: dict[str, _Child] = {}
         self._cluster = ClusterRecord(url="", pid=os.getpid(), nodes=[], board=board)
@@ -353,7 +359,11 @@ class Supervisor:
             # and thereby copying, its pages.
             gc.collect()
             gc.freeze()
-            self._bring_up()
+            first = [spec for spec in self._plan if spec.is_first]
+            self._bring_up(first)
+            if not self._policy.stopping:
+                self._prepare()
+                self._bring_up([spec for spec in self._plan if not spec.is_first])
             if not self._policy.stopping:
                 self._is_ready = True
                 on_ready(self._cluster)
@@ -369,7 +379,7 @@ class Supervisor:
 
     def _open(self, spec: ChildSpec) -> None:
         """Make a child's sockets and its entry, not the child; raises ``StartError``."""
-        own = listen(self._host, spec.port)
+        own = _holder(spec.url) if spec.url else listen(self._host, spec.port)
         try:
             shared = bound(self._host, self._port) if spec.serves_clients else None
         except StartError:
@@ -379,7 +389,7 @@ class Supervisor:
             name=spec.name,
             role=spec.role,
             master=spec.master,
-            url=_url(self._host, own.getsockname()[1]),
+            url=spec.url or _url(self._host, own.getsockname()[1]),
             pid=None,
             restarts=0,
             started_at=None,
@@ -388,25 +398,23 @@ class Supervisor:
         self._children[spec.name] = _Child(spec, sockets, record)
         self._cluster.nodes.append(record)
 
-    def _bring_up(self) -> None:
-        """Start all children and wait, bounded, until each answers."""
+    def _bring_up(self, specs: Sequence[ChildSpec]) -> None:
+        """Start these children and wait, bounded, until each answers."""
         deadline = self._clock.monotonic() + self._bounds.ready_s_max
+        for spec in specs:
+            self._policy.add(spec.name, is_last=spec.role in BOARDS)
         self._step(wait_s_max=0)
-        questions = [_question(child) for child in self._children.values()]
+        children = [self._children[spec.name] for spec in specs]
+        questions = [_question(child) for child in children]
         with contextlib.closing(Probe(questions, self._clock)) as probe:
-            while (probe.silent or not self._has_listener()) and not self._policy.stopping:
-                if any(child.record.pid is None for child in self._children.values()):
+            while (probe.silent or not _has_listener(children)) and not self._policy.stopping:
+                if any(child.record.pid is None for child in children):
                     raise StartError("a node ended before it was ready; its last words are above")
                 if self._clock.monotonic() > deadline:
                     names = ", ".join(probe.silent) or self._cluster.url
                     raise StartError(f"no answer from {names} in {self._bounds.ready_s_max:g} s")
                 probe.wait(READY_POLL_S)
                 self._step(wait_s_max=0)
-
-    def _has_listener(self) -> bool:
-        """Whether a client that comes now is taken, if any child is there for clients."""
-        listeners = [shared for _, shared in self._listeners()]
-        return not listeners or any(pulse.is_listening(shared) for shared in listeners)
 
     def _watch(self) -> int:
         while (status := self._policy.exit_status()) is None:
@@ -484,9 +492,7 @@ class Supervisor:
             self._log.event(what, node=child.spec.name, pid=child.record.pid)
 
     def _listeners(self) -> list[tuple[_Child, socket.socket]]:
-        """The children that have a place on the clients' port, and their sockets on it."""
-        pairs = [(child, child.sockets.shared) for child in self._children.values()]
-        return [(child, shared) for child, shared in pairs if shared and shared.fileno() >= 0]
+        return _listeners(self._children.values())
 
     def _take(self, number: int | None) -> None:
         if number == signal.SIGCHLD:
@@ -519,7 +525,7 @@ class Supervisor:
         known = {spec.name for spec in plan}
         for name, child in list(self._children.items()):
             # The board stays: nodes that were started with it go on using it.
-            if name not in known and child.spec.role != BOARD:
+            if name not in known and child.spec.role not in BOARDS:
                 self._drop(name)
 
     def _add(self, spec: ChildSpec) -> None:
@@ -530,7 +536,7 @@ class Supervisor:
         except StartError as problem:
             self._log.event("cannot add node", node=spec.name, reason=problem)
             return
-        self._policy.add(spec.name, is_last=spec.role == BOARD)
+        self._policy.add(spec.name, is_last=spec.role in BOARDS)
         self._log.event("node added", node=spec.name, url=self._children[spec.name].record.url)
 
     def _drop(self, name: str) -> None:
@@ -643,12 +649,24 @@ def answers(url: str, wait_s_max: float = ANSWER_S_MAX) -> bool:
         connection.close()
 
 
+def _listeners(children: Iterable[_Child]) -> list[tuple[_Child, socket.socket]]:
+    """The children that have a place on the clients' port, and their sockets on it."""
+    pairs = [(child, child.sockets.shared) for child in children]
+    return [(child, shared) for child, shared in pairs if shared and shared.fileno() >= 0]
+
+
+def _has_listener(children: Iterable[_Child]) -> bool:
+    """Whether a client that comes now is taken, if any child is there for clients."""
+    listeners = [shared for _, shared in _listeners(children)]
+    return not listeners or any(pulse.is_listening(shared) for shared in listeners)
+
+
 def _question(child: _Child) -> Question:
     address = urlsplit(child.record.url)
     spec = child.spec
     host, port = address.hostname or "", address.port or 0
     status = None if spec.role == BOARD else 200
-    return Question(spec.name, host, port, spec.ready_path, status)
+    return Question(spec.name, host, port, spec.ready_path, status, spec.greeting)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -674,6 +692,12 @@ def bound(host: str, port: int) -> socket.socket:
         made.bind(address)
         stack.pop_all()
         return made
+
+
+def _holder(url: str) -> socket.socket:
+    """The port of this URL, held for the process that listens there; raises ``StartError``."""
+    address = urlsplit(url)
+    return bound(address.hostname or "", address.port or 0)
 
 
 def _refuse_used_port(host: str, port: int) -> None:

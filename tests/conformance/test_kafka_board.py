@@ -11,6 +11,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from deploy.kafka import broker as kafka_broker
 from deploy.kafka.broker import Broker
+from divandb import provision
 from divandb.board.base import (
     NoTopic,
     OffsetAhead,
@@ -23,11 +24,14 @@ from divandb.board.base import (
 )
 from divandb.board.kafka import KafkaBoard
 from divandb.board.kafka_client import BATCH_OVERHEAD_BYTES, KafkaBounds
-from divandb.config import BoardAccess, KafkaAccess
+from divandb.cluster import topics
+from divandb.config import BoardAccess, KafkaAccess, Member
+from divandb.configfile import KafkaFile
 from tests.boards import PATIENCE_S, check_prefixes, persist, read_all
-from tests.conformance.conftest import ADMIN, LIMITS, Kafka, secret_of
+from tests.conformance.conftest import ADMIN, LIMITS, TOPICS, Kafka, secret_of
 
 T = "divandb.test.t"
+CLUSTER = "0" * 32
 BOTH = frozenset(Right)
 READ = frozenset({Right.READ})
 LARGE = 10**6
@@ -205,6 +209,52 @@ async def test_the_rights_are_those_of_the_last_word_and_no_others(kafka: Kafka)
             for operation in ["DESCRIBE_CONFIGS", *(right.name for right in rights)]
         } | {(f"User:{name}", "DESCRIBE", "GROUP", "divandb.") for name in access}
         assert shown == expected
+
+
+async def test_who_is_no_member_any_more_has_no_rights_and_cannot_log_in(kafka: Kafka) -> None:
+    """Nor has a reader that was removed; members keep theirs."""
+    ensemble = kafka.broker.ensemble
+    admin = BoardAccess(ensemble.url, kafka_broker.ADMIN, ensemble.secret)
+    members = [Member("m1", "master", "m1", ""), Member("m1-r7", "replica", "m1", "")]
+
+    def file(count: int, *readers: str) -> KafkaFile:
+        named = tuple(members[:count])
+        known = {one.name: secret_of(one.name) for one in named}
+        return KafkaFile(admin, CLUSTER, named, known, TOPICS, {n: secret_of(n) for n in readers})
+
+    topic = topics.masters(CLUSTER)
+    group = topics.replicas(CLUSTER, "m1")
+    await provision.init(file(2, "warehouse"))
+    assert (await provision.check(file(2, "warehouse"), {})).wrong == []
+    assert await kafka.client("m1-r7", secret_of("m1-r7")).describe(group)
+    assert await kafka.client("warehouse", secret_of("warehouse")).describe(topic)
+
+    report = await provision.check(file(1), {})
+    assert f"{group}: m1-r7 has the right READ on {group}" in report.wrong
+    assert f"{topic}: warehouse has the right READ on {topic}" in report.wrong
+
+    await provision.init(file(1))
+    assert (await provision.check(file(1), {})).wrong == []
+    for name, where in (("m1-r7", group), ("warehouse", topic)):
+        with pytest.raises(Unidentified):
+            await kafka.client(name, secret_of(name)).describe(where)
+    assert await kafka.client("m1", secret_of("m1")).describe(group)
+
+
+async def test_a_member_whose_secret_is_another_one_is_told(kafka: Kafka) -> None:
+    """And not as one without rights."""
+    ensemble = kafka.broker.ensemble
+    admin = BoardAccess(ensemble.url, kafka_broker.ADMIN, ensemble.secret)
+    member = Member("m1", "master", "m1", "")
+    file = KafkaFile(admin, CLUSTER, (member,), {"m1": secret_of("m1")}, TOPICS)
+    await provision.init(file)
+    board = await kafka.connect(ADMIN)
+    await board.set_principal("m1", "another secret of m1")
+    try:
+        (found,) = (await provision.check(file, {})).wrong
+        assert found.startswith("m1: The broker does not take name or secret of m1")
+    finally:
+        await board.set_principal("m1", secret_of("m1"))
 
 
 async def test_a_wrong_secret_is_told_from_a_broker_that_is_away(kafka: Kafka) -> None:

@@ -1,26 +1,29 @@
 """Thirteen processes: they start, answer, agree, stop, start again, and know who may do what."""
 
-import contextlib
+import asyncio
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 
-from divandb.board import access
+from divandb.board.base import BoardError, EventBoard
+from divandb.clock import SystemRng
 from divandb.cluster import messages, topics, trust
 from divandb.cluster.messages import Heartbeat, Seen
+from divandb.config import BoardAccess
 from divandb.datadir import NodeRecord
+from divandb.follow import open_board
 from tests.running import BOARD, Cluster, clustered, divandb
 from tests.system.load import load
 from tests.system.wire import faults
 
 START_S_MAX = 15.0
 """The aim is 1.5 s; more are allowed to a machine that does something else besides."""
-MESSAGE = b"\x01\x00\x00\x00x"
+MESSAGE = b"x"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def test_thirteen_processes_start_answer_stop_and_start_again(tmp_path: Path) ->
     with clustered(tmp_path) as own:
         print(f"ready after {own.start_s:.2f} s")
         assert own.start_s < START_S_MAX
-        assert len(own.cluster["nodes"]) == 13
+        assert {one["name"] for one in own.cluster["nodes"]} == own.processes
         assert all(own.answers(name) for name in [BOARD, *own.nodes])
         assert len({own.pid_of(name) for name in [BOARD, *own.nodes]}) == 13
 
@@ -57,13 +60,18 @@ def test_thirteen_processes_start_answer_stop_and_start_again(tmp_path: Path) ->
         assert faults(own) == ""
 
 
+def test_the_supervisor_holds_no_thread(cluster: Cluster) -> None:
+    """One that does not block signals would take a SIGTERM, and end without stopping anything."""
+    assert os.listdir(f"/proc/{cluster.cluster['pid']}/task") == [str(cluster.cluster["pid"])]
+
+
 def test_status_shows_every_process(cluster: Cluster) -> None:
     done = divandb(
         "status", "--json", "--data", str(cluster.data), DIVANDB_ADMIN=cluster.credentials
     )
     assert done.returncode == 0, done.stderr
     shown = {node["name"]: node for node in json.loads(done.stdout)["nodes"]}
-    assert set(shown) == {BOARD, *cluster.nodes}
+    assert set(shown) == cluster.processes
     fields = {field.name for field in msgspec.structs.fields(NodeRecord)}
     for node in cluster.cluster["nodes"]:
         assert {name: shown[node["name"]][name] for name in fields} == node
@@ -71,7 +79,8 @@ def test_status_shows_every_process(cluster: Cluster) -> None:
     for name in cluster.nodes:
         assert isinstance(shown[name]["vector"], dict)
         assert shown[name]["lag_ms"] is not None
-    assert [shown[name]["role"] for name in ("m1", "m2-r3", BOARD)] == ["master", "replica", BOARD]
+    assert [shown[name]["role"] for name in ("m1", "m2-r3")] == ["master", "replica"]
+    assert BOARD not in shown or shown[BOARD]["role"] == BOARD
     assert shown["m2-r3"]["master"] == "m2"
     text = divandb("status", "--data", str(cluster.data), DIVANDB_ADMIN=cluster.credentials).stdout
     assert all(name in text for name in cluster.nodes)
@@ -115,66 +124,68 @@ def test_every_node_says_who_it_is_and_whom_it_hears(cluster: Cluster) -> None:
 
 
 class BoardClient:
-    """The board's HTTP, with a principal's credentials."""
+    """The boards, with a principal's credentials; answers are HTTP's statuses."""
 
     def __init__(self, cluster: Cluster, secret: bytes, principal: str) -> None:
         self.cluster_id = trust.keys_of(secret, "", "", "", is_master=False).cluster
-        authorization = access.basic(principal, trust.board_secret(secret, principal))
-        self._client = httpx.Client(
-            base_url=cluster.record(BOARD)["url"] + "/board/v1/topics/",
-            headers={"authorization": authorization},
-        )
-
-    def close(self) -> None:
-        self._client.close()
+        broker = cluster.broker
+        url = cluster.record(BOARD)["url"] if broker is None else broker.ensemble.url
+        self._access = BoardAccess(url, principal, trust.board_secret(secret, principal))
 
     def read(self, topic: str, partition: int = 0) -> int:
         """The status of reading."""
-        return self._client.get(f"{topic}/{partition}", params={"offset": 0}).status_code
+        return self._asked(lambda board: board.read(topic, partition, 0, bytes_max=1, wait_s=0))
 
     def write(self, topic: str, partition: int = 0) -> int:
         """The status of writing."""
-        return self._client.post(f"{topic}/{partition}", content=MESSAGE).status_code
+        return self._asked(lambda board: board.publish(topic, partition, [MESSAGE]))
 
     def describe(self, topic: str) -> int:
         """The status of asking about a topic."""
-        return self._client.get(topic).status_code
+        return self._asked(lambda board: board.describe(topic))
 
+    def _asked(self, ask: Callable[[EventBoard], Awaitable[object]]) -> int:
+        async def run() -> int:
+            board = open_board(self._access, SystemRng(), None)
+            try:
+                await ask(board)
+            except BoardError as problem:
+                return problem.status
+            finally:
+                await board.close()
+            return 200
 
-@contextlib.contextmanager
-def principal(cluster: Cluster, secret: bytes, name: str) -> Iterator[BoardClient]:
-    with contextlib.closing(BoardClient(cluster, secret, name)) as client:
-        yield client
+        return asyncio.run(run())
 
 
 def test_a_replica_may_open_nothing_but_its_own_groups_board(
     cluster: Cluster, secret: bytes
 ) -> None:
-    with principal(cluster, secret, "m1-r1") as client:
-        masters = topics.masters(client.cluster_id)
-        own = topics.replicas(client.cluster_id, "m1")
-        other = topics.replicas(client.cluster_id, "m2")
-        for partition in range(3):
-            assert client.read(masters, partition) == 403
-            assert client.write(masters, partition) == 403
-        assert client.describe(masters) == 403
-        assert (client.read(other), client.write(other), client.describe(other)) == (403,) * 3
-        assert (client.read(own), client.describe(own)) == (200, 200)
-        assert client.write(own) == 403
+    client = BoardClient(cluster, secret, "m1-r1")
+    masters = topics.masters(client.cluster_id)
+    own = topics.replicas(client.cluster_id, "m1")
+    other = topics.replicas(client.cluster_id, "m2")
+    for partition in range(3):
+        assert client.read(masters, partition) == 403
+        assert client.write(masters, partition) == 403
+    assert client.describe(masters) == 403
+    assert (client.read(other), client.write(other), client.describe(other)) == (403,) * 3
+    assert (client.read(own), client.describe(own)) == (200, 200)
+    assert client.write(own) == 403
 
 
 def test_a_master_may_not_open_another_groups_board(cluster: Cluster, secret: bytes) -> None:
-    with principal(cluster, secret, "m1") as client:
-        masters = topics.masters(client.cluster_id)
-        other = topics.replicas(client.cluster_id, "m2")
-        assert (client.read(other), client.write(other)) == (403, 403)
-        assert all(client.read(masters, partition) == 200 for partition in range(3))
+    client = BoardClient(cluster, secret, "m1")
+    masters = topics.masters(client.cluster_id)
+    other = topics.replicas(client.cluster_id, "m2")
+    assert (client.read(other), client.write(other)) == (403, 403)
+    assert all(client.read(masters, partition) == 200 for partition in range(3))
 
 
 def test_the_board_opens_to_nobody_without_a_secret(cluster: Cluster, secret: bytes) -> None:
-    with principal(cluster, b"x" * 32, "m1") as client:
-        topic = topics.masters(trust.keys_of(secret, "", "", "", is_master=False).cluster)
-        assert (client.read(topic), client.write(topic)) == (401, 401)
+    client = BoardClient(cluster, b"x" * 32, "m1")
+    topic = topics.masters(trust.keys_of(secret, "", "", "", is_master=False).cluster)
+    assert (client.read(topic), client.write(topic)) == (401, 401)
 
 
 # --- Peer links

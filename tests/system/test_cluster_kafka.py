@@ -35,6 +35,7 @@ from tests.system.test_cluster_documents import (  # noqa: F401 - run here, too
     test_three_thousand_movies_are_complete_and_identical_on_all_nodes,
 )
 from tests.system.test_cluster_faults import (  # noqa: F401 - run here, too
+    OUTAGE_S,
     test_every_process_is_killed_in_turn_in_the_middle_of_writes,
     test_writes_go_on_while_the_board_is_stopped,
 )
@@ -43,7 +44,7 @@ from tests.system.wire import faults
 SEEN_S_MAX = 30.0
 """From a misfortune until `status` says so."""
 KIB = 2**10
-pytestmark = pytest.mark.timeout_s(240)
+pytestmark = pytest.mark.timeout_s(240 + 3 * OUTAGE_S)
 
 
 @pytest.fixture(scope="module")
@@ -275,14 +276,87 @@ def test_retention_that_passes_a_reader_costs_it_nothing(own: Cluster, db: str) 
     own.await_converged()
     place = own.status_of("m1-r1")["board"]["reading"]["replicas"]["next"]
     with own.frozen("m1-r1"):
-        text = os.urandom(200 * KIB).hex()
-        for number in range(20):
-            status, answer = own.request("PUT", f"/{db}/{number}", {"text": text}, node="m1")
-            assert status == 201, answer
-        own.await_true(lambda: described(own, topic).partitions[0].start > place, 60)
+        await_passed(own, db, topic, place)
     own.await_converged()
     own.await_true(lambda: all_well(own), SEEN_S_MAX)
     alter(own, topic, segment_bytes=1024 * 1024 * KIB, retention_bytes=1024 * 1024 * KIB)
+
+
+def await_passed(cluster: Cluster, db: str, topic: str, place: int) -> None:
+    """Write to m1 until retention has taken what lies at ``place`` in this topic."""
+    text = os.urandom(200 * KIB).hex()
+    for number in range(20):
+        status, answer = cluster.request("PUT", f"/{db}/{uuid4().hex}", {"text": text}, node="m1")
+        assert status == 201, (number, answer)
+    cluster.await_true(lambda: described(cluster, topic).partitions[0].start > place, 60)
+
+
+def test_retention_that_passes_a_reader_again_in_the_middle_of_its_catch_up_costs_it_nothing(
+    own: Cluster, db: str
+) -> None:
+    """It is stopped as soon as it has begun to get what it lacks, and the log goes on."""
+    topic = topics.replicas(id_of(own), "m1")
+    alter(own, topic, segment_bytes=1024 * KIB, retention_bytes=1024 * KIB)
+    write_at_all(own, db)
+    own.await_converged()
+    before = own.status_of("m1-r1")["vector"]
+    with own.frozen("m1-r1"):
+        place = described(own, topic).partitions[0].end
+        await_passed(own, db, topic, place)
+    for _ in range(2):
+        # Not alike yet: it has just begun.
+        own.await_true(lambda: own.answers("m1-r1"))
+        with own.frozen("m1-r1"):
+            place = described(own, topic).partitions[0].end
+            await_passed(own, db, topic, place)
+    own.await_converged()
+    assert own.status_of("m1-r1")["vector"] != before
+    own.await_true(lambda: all_well(own), SEEN_S_MAX)
+    alter(own, topic, segment_bytes=1024 * 1024 * KIB, retention_bytes=1024 * 1024 * KIB)
+
+
+def test_logs_that_have_lost_their_ends_lose_nothing(own: Cluster, db: str) -> None:
+    """The same topics, cut off behind their first message: who has read further does not wait for
+    them to grow to where it is.
+    """
+    assert own.broker is not None
+    for _ in range(5):
+        write_at_all(own, db)
+    own.await_converged()
+    names = [name for name in topics.layout(id_of(own), members(own)) if "claims" not in name]
+    before = {topic: described(own, topic) for topic in names}
+    own.broker.stop()
+    for topic in names:
+        for folder in (own.broker.folder / "data").glob(f"{topic}-[0-9]*"):
+            cut_short(folder)
+    write_at_all(own, db)
+    own.broker.start()
+    own.broker.await_up()
+    own.await_true(lambda: all_well(own), SEEN_S_MAX)
+    write_at_all(own, db)
+    own.await_converged()
+    after = {topic: described(own, topic) for topic in names}
+    assert all(after[topic].identity == before[topic].identity for topic in names)
+    group = topics.replicas(id_of(own), "m1")
+    assert after[group].partitions[0].end < before[group].partitions[0].end
+    for node in own.nodes:
+        for reading in own.status_of(node)["board"]["reading"].values():
+            assert reading["next"] == reading["end"]
+
+
+def cut_short(folder: Path) -> None:
+    """Leave of a stopped broker's partition its first record batch alone."""
+    segments = sorted(folder.glob("*.log"))
+    with open(segments[0], "r+b") as log:
+        log.seek(8)
+        size = int.from_bytes(log.read(4), "big")
+        log.truncate(12 + size)
+    for path in folder.iterdir():
+        if path != segments[0] and path.name != "partition.metadata":
+            path.unlink()
+    # Without these it looks at what is there, instead of believing what it wrote down.
+    for name in (".kafka_cleanshutdown", "recovery-point-offset-checkpoint"):
+        (folder.parent / name).unlink(missing_ok=True)
 
 
 def test_a_smaller_limit_is_told_and_larger_documents_go_in_pieces(own: Cluster, db: str) -> None:

@@ -134,7 +134,8 @@ def test_a_drained_node_serves_nobody_until_it_is_brought_back(own: Cluster) -> 
             404, {"status": "maintenance_mode", "seeds": {}},
         )  # fmt: skip
         assert own.request("GET", "/db", node=node)[0] == 200
-        assert "drained" in command(own, "status").stdout
+        # It follows: now and then something waits there to be written.
+        own.await_true(lambda: "drained" in command(own, "status").stdout)
         # It stays so over a restart, and takes no slot.
         before = own.pid_of(node)
         own.send(node, signal.SIGKILL)

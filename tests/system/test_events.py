@@ -16,7 +16,7 @@ import pytest
 
 from bench import bare
 from bench.servers import BenchError
-from deploy.kafka.broker import JARS
+from divandb.localkafka import JARS_HERE
 from tests.running import COMMAND, EMBEDDED, KAFKA, Cluster, clustered, divandb
 
 PAGE = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
@@ -246,7 +246,7 @@ def test_the_example_with_the_console_consumer_shows_a_partition(
     reader = tomllib.loads(warehouse.read_text())
     script = on_kafka.folder / "bin" / "kafka-console-consumer.sh"
     script.parent.mkdir()
-    script.write_text(CONSOLE.format(jars=JARS))
+    script.write_text(CONSOLE.format(jars=JARS_HERE))
     script.chmod(0o700)
     environment = {
         **os.environ,

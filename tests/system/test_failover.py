@@ -119,6 +119,9 @@ def test_a_drill_shows_what_clients_notice(own: Cluster, what: str) -> None:
     done = divandb(
         "drill", what, "--json", "--rounds", "1", "--pause", "2", *place, DIVANDB_ADMIN=admin
     )
+    if what == BOARD and own.broker is not None:
+        assert (done.returncode, "the boards are not run here" in done.stderr) == (1, True)
+        return
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     (one,) = found["rounds"]

@@ -84,6 +84,17 @@ def test_an_answer_that_does_not_do_is_asked_for_again() -> None:
         await_silent(probe)
 
 
+def test_one_that_does_not_speak_http_is_sent_what_it_understands() -> None:
+    """And is up once it says anything at all."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        host, port = one.getsockname()
+        with asking(Question("a", host, port, "", None, b"hello")) as probe:
+            await_caller(probe, one)
+            assert probe.silent == ["a"]
+            assert answer(one, b"\0") == b"hello"
+            await_silent(probe)
+
+
 def test_one_that_does_not_listen_yet_is_asked_until_it_does() -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

@@ -26,6 +26,7 @@ from confluent_kafka.admin import (
     ScramCredentialInfo,
     ScramMechanism,
     TopicDescription,
+    UserScramCredentialDeletion,
     UserScramCredentialUpsertion,
 )
 
@@ -268,6 +269,20 @@ class Admin:
         asked = self._asking().alter_user_scram_credentials([change], request_timeout=self._wait_s)
         await self._done_by_admin(asked[name], what)
         await self._until(lambda: self._has_scram(name), what)
+
+    async def remove_scram(self, name: str) -> None:
+        """Let nobody log in by this name any more; one that nobody can log in by is as good."""
+        what = f"remove the secrets of {name}"
+        for mechanism in _SCRAM.values():
+            change = UserScramCredentialDeletion(name, mechanism)
+            asked = self._asking().alter_user_scram_credentials(
+                [change], request_timeout=self._wait_s
+            )
+            await self._done_by_admin(asked[name], what, KafkaError.RESOURCE_NOT_FOUND)
+        await self._until(lambda: self._has_no_scram(name), what)
+
+    async def _has_no_scram(self, name: str) -> bool:
+        return not await self._has_scram(name)
 
     async def _has_scram(self, name: str) -> bool:
         asked: Any = self._asking().describe_user_scram_credentials(

@@ -21,7 +21,7 @@ from divandb.clock import Clock, SystemClock
 from divandb.cluster import trust
 from divandb.config import MASTER, REPLICA, BoardAccess, Member, TlsFiles, limits_from
 from divandb.configfile import BoardFile, NodeFile
-from divandb.datadir import ClusterRecord, DataDirError, NodeRecord, PlannedNode
+from divandb.datadir import BROKER, ClusterRecord, DataDirError, NodeRecord, PlannedNode
 from divandb.layout import with_master, with_replica
 
 REPLICAS_MAX = 64
@@ -242,7 +242,7 @@ def _of_folder(data: Path, slot: str | None, place: _Place) -> NodeFile:
     """Beside what `divandb up` runs."""
     cluster = running(data)
     board = board_of(cluster)
-    seen = cluster.url if board is None else board.url
+    seen = _seen(cluster, board)
     if _is_loopback(seen) and not _is_loopback(hosts.url_of(place.host, NODE_PORT)):
         raise ValueError(
             f"the cluster in {data} listens where {place.host} cannot reach it, at {seen}: "
@@ -256,7 +256,7 @@ def _of_folder(data: Path, slot: str | None, place: _Place) -> NodeFile:
         if one.url or one.name in urls
     ]
     if board is None:
-        access = hosts.nobody(configfile.kafka_given(cluster.board, os.environ)[0])
+        access = hosts.nobody(boards.given(data, cluster.board)[0])
     else:
         access = BoardAccess(board.url, "", "")
     file = _file(data, known, slot, place, access, NODE_PORT)
@@ -265,6 +265,14 @@ def _of_folder(data: Path, slot: str | None, place: _Place) -> NodeFile:
     datadir.write_ports(data, {name: urlsplit(url).port or 0 for name, url in urls.items()})
     _write(data, cluster, nodes, [PlannedNode(me.name, me.role, me.slot, me.url)])
     return file
+
+
+def _seen(cluster: ClusterRecord, board: NodeRecord | None) -> str:
+    """Where what a node needs is listening, as far as it is on this machine."""
+    if board is not None:
+        return board.url
+    own = [one.url for one in cluster.nodes if one.role == BROKER]
+    return own[0] if own else cluster.url
 
 
 def _file(

@@ -15,6 +15,7 @@ import msgspec
 
 from divandb.clock import SystemRng
 from divandb.link import Link, LinkBounds, LinkBroken
+from divandb.localkafka import API_VERSIONS
 
 UP = "/_up"
 UP_S_MAX = 2.0
@@ -62,6 +63,23 @@ async def ask_all(
 
     found = await asyncio.gather(*(one(url, path) for url, path in questions.values()))
     return dict(zip(questions, found, strict=True))
+
+
+async def greet(url: str) -> Asked:
+    """Does a Kafka broker say what it speaks?"""
+    place, writer = urlsplit(url), None
+    try:
+        async with asyncio.timeout(UP_S_MAX):
+            reader, writer = await asyncio.open_connection(place.hostname, place.port)
+            writer.write(API_VERSIONS)
+            return Asked("up" if await reader.read(1) else "down")
+    except TimeoutError:
+        return Asked("silent")
+    except OSError:
+        return Asked("down")
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 async def ask(url: str, path: str, authorization: str | None, body: bytes | None = None) -> Asked:

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from divandb.config import BoardAccess
-from divandb.configfile import kafka_given
-from divandb.hosts import nobody
+from divandb import localkafka
+from divandb.config import BoardAccess, TopicSettings
+from divandb.configfile import ConfigFileError, kafka_given
+from divandb.localkafka import LOCAL
 
 WRONG = 1
 """The exit status of `divandb board init` and `check` if nodes cannot work there."""
@@ -17,14 +18,26 @@ SILENT = 75
 """If no broker answers: another time it may."""
 
 
-def set_up(data: Path, url: str, *, is_new: bool) -> BoardAccess:
-    """Have the boards at ``url`` ready for the nodes that the folder names; how nodes open them.
+def given(data: Path, url: str) -> tuple[BoardAccess, TopicSettings]:
+    """Boards on Kafka as the environment describes them, or as the folder does if they are on its
+    own broker: the admin, and how topics are made. Raises ``ConfigFileError`` or ``DataDirError``.
+    """
+    if url == LOCAL:
+        own = localkafka.known(data)
+        if own is None:
+            raise ConfigFileError(f"{data} has no Kafka broker: `divandb up --board {LOCAL}`")
+        url = own.url
+    return kafka_given(url, localkafka.around(data, url, os.environ))
+
+
+def set_up(data: Path, url: str, *, is_new: bool) -> None:
+    """Have the boards at ``url`` ready for the nodes that the folder names.
 
     A process of its own does it, and says what is wrong: nodes are forked from this one, which may
     not have librdkafka's threads. Where no broker answers, a cluster that is not new goes on all
     the same. Raises ``ValueError``.
     """
-    admin, _ = kafka_given(url, os.environ)
+    admin, _ = given(data, url)
     if admin.kafka.has_principals and not admin.kafka.has_sasl:
         raise ValueError("nodes of one machine need names: set DIVANDB_BOARD_SECURITY to sasl_ssl")
     is_able = bool(admin.principal) or not admin.kafka.has_principals
@@ -34,4 +47,3 @@ def set_up(data: Path, url: str, *, is_new: bool) -> BoardAccess:
     if done.returncode not in (0, POOR) and (is_new or done.returncode != SILENT):
         hint = "" if is_able else "; with DIVANDB_BOARD_ADMIN_SECRET they are set up"
         raise ValueError(f"the boards at {url} are not as they should be, see above{hint}")
-    return nobody(admin)

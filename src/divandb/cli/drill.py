@@ -37,7 +37,7 @@ from divandb.cli.status import collected
 from divandb.cli.tables import table
 from divandb.clock import SystemClock, SystemRng
 from divandb.config import MASTER, REPLICA, limits_from
-from divandb.datadir import DataDirError
+from divandb.datadir import BOARDS, DataDirError
 
 CLOCK = SystemClock()
 KILL, PAUSE, BOARD, PARTITION = "kill", "pause", "board", "partition"
@@ -183,7 +183,7 @@ class Drill:
         beside = self._beside(owner, number)
         with _all(writer, reader, *beside):
             time.sleep(BEFORE_S)
-            struck = BOARD if self._what == BOARD else owner
+            struck = self._board() if self._what == BOARD else owner
             since, epoch = CLOCK.monotonic(), self._epoch(owner)
             with self._struck(struck):
                 new, after_s = self._await_owner(owner, epoch, since)
@@ -296,8 +296,15 @@ class Drill:
         found: dict[str, Any] = json.loads(body)
         return found
 
+    def _board(self) -> str:
+        """The process with the boards."""
+        for one in self._cluster.nodes:
+            if one.role in BOARDS:
+                return one.name
+        raise DataDirError("the boards are not run here")
+
     def _names(self) -> list[str]:
-        return [one.name for one in self._cluster.nodes if one.role != BOARD]
+        return [one.name for one in self._cluster.nodes if one.role not in BOARDS]
 
     def _pid(self, name: str) -> int:
         for one in running(self._data).nodes:

@@ -27,7 +27,6 @@ from divandb.configfile import (
     BoardFile,
     ConfigFileError,
     ReaderFile,
-    kafka_given,
     read_boards,
     read_reader,
     read_text,
@@ -180,11 +179,11 @@ def _of_folder(data: Path, url: str | None) -> ReaderFile:
             secret = trust.board_secret(datadir.read_secret(data), BOARD_ADMIN)
             return ReaderFile(BoardAccess(board.url, BOARD_ADMIN, secret), cluster)
         url = record.board
-    admin, _ = kafka_given(url, os.environ)
+    admin, _ = boards.given(data, url)
     if admin.principal or not admin.kafka.has_principals:
         return ReaderFile(admin, cluster)
     for name, secret in datadir.read_readers(data).items():
-        return ReaderFile(BoardAccess(url, name, secret, admin.kafka), cluster)
+        return ReaderFile(BoardAccess(admin.url, name, secret, admin.kafka), cluster)
     raise ConfigFileError(
         "it takes somebody who may read: set DIVANDB_BOARD_ADMIN_SECRET, or make a reader with "
         "`divandb events reader`"
@@ -257,7 +256,7 @@ def _added_to_folder(data: Path, name: str, rng: Rng) -> str:
         secret = _secret(rng)
         board = board_of(record)
         if board is None:
-            access = _as(kafka_given(record.board, os.environ)[0], name, secret)
+            access = _as(boards.given(data, record.board)[0], name, secret)
         else:
             access = BoardAccess(board.url, name, secret)
             _keep_port(data, board.url)
@@ -288,7 +287,7 @@ def _change(
     """Remember the readers, and have the boards know. ``changed``: who is new, or gone."""
     board = board_of(record)
     if board is None:
-        admin, _ = kafka_given(record.board, os.environ)
+        admin, _ = boards.given(data, record.board)
         if admin.kafka.has_principals and not admin.principal:
             raise ConfigFileError("it takes an admin: set DIVANDB_BOARD_ADMIN_SECRET")
     datadir.write_readers(data, readers)

@@ -11,7 +11,7 @@ import click
 
 from divandb import datadir, provision
 from divandb.board.base import Unreachable
-from divandb.cli import options
+from divandb.cli import boards, options
 from divandb.cli.boards import POOR, SILENT, WRONG
 from divandb.cli.run import one_line_errors
 from divandb.cli.tables import table
@@ -29,6 +29,7 @@ from divandb.configfile import (
     read_node,
 )
 from divandb.layout import kafka_of
+from divandb.localkafka import LOCAL
 from divandb.provision import Positions, Report
 from divandb.store import file as store_file
 from divandb.store import positions
@@ -110,9 +111,9 @@ def _of_folder(data: Path, url: str | None) -> tuple[KafkaFile, Positions]:
     if url is None:
         running = datadir.read_cluster(data)
         url = running.board if running is not None else ""
-    if not is_kafka_url(url):
+    if url != LOCAL and not is_kafka_url(url):
         raise ConfigFileError("it is for Apache Kafka: give --board kafka://HOST:PORT, or --config")
-    admin, settings = kafka_given(url, os.environ)
+    admin, settings = boards.given(data, url)
     found = kafka_of(data, admin, settings)
     if not found.members:
         raise ConfigFileError(f"{data} has no nodes yet: `divandb up` makes them")

@@ -8,6 +8,7 @@ import click
 
 from divandb.configfile import is_kafka_url
 from divandb.datadir import is_admin
+from divandb.localkafka import LOCAL
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -46,14 +47,15 @@ def kafka(command: F) -> F:
         show_envvar=True,
         metavar="URL",
         callback=kafka_url,
-        help="The Event Boards: kafka://HOST:PORT[,HOST:PORT]...",
+        help="The Event Boards: kafka://HOST:PORT[,HOST:PORT]..., or kafka-local: a broker that "
+        "`divandb up` runs in the data folder.",
     )(command)
 
 
 def kafka_url(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Check that an option's value is the URL of boards on Kafka."""
-    if value is not None and not is_kafka_url(value):
-        raise click.BadParameter("must be kafka://HOST:PORT[,HOST:PORT]...")
+    """Check that an option's value says where boards on Kafka are."""
+    if value is not None and value != LOCAL and not is_kafka_url(value):
+        raise click.BadParameter(f"must be kafka://HOST:PORT[,HOST:PORT]... or {LOCAL}")
     return value
 
 

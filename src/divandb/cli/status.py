@@ -12,18 +12,17 @@ import msgspec
 
 from divandb import datadir
 from divandb.cli import options
-from divandb.cli.asking import Asked, ask_all, basic, credentials_in
+from divandb.cli.asking import Asked, ask_all, basic, credentials_in, greet
 from divandb.cli.tables import as_text
 from divandb.cluster import trust
 from divandb.config import MASTER, REPLICA
-from divandb.datadir import NodeRecord
+from divandb.datadir import BOARD, BOARDS, BROKER, NodeRecord
 from divandb.joining import arriving
 
 WATCH_S = 1.0
 """Between two tables."""
 CLEAR = "\x1b[H\x1b[2J"
 NODES_MAX = 4096
-BOARD = "board"
 BOARD_UP = "/board/v1/_up"
 NODE_STATUS = "/_divan/status"
 _PLACE = ("name", "role", "url", "pid", "started")
@@ -102,7 +101,7 @@ def grouped(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         groups[slot] = {"owner": one["name"], "epoch": one["epoch"], "up": 0, "members": 0}
     for node in nodes:
         group = groups.get(node.get("slot") or node["master"] or node["name"])
-        if node["role"] == BOARD or group is None:
+        if node["role"] in BOARDS or group is None:
             continue
         is_owner = node["name"] == group["owner"]
         node["role"] = MASTER if is_owner else REPLICA
@@ -139,10 +138,11 @@ async def _of_folder(data: Path) -> dict[str, Any]:
     if cluster is None:
         raise click.ClickException(f"nothing runs in {data}")
     authorization = _as_member(datadir.read_secret(data))
+    up = [one for one in cluster.nodes if one.pid is not None]
     answers = await ask_all(
-        {one.name: (one.url, _path(one.role)) for one in cluster.nodes if one.pid is not None},
-        authorization,
+        {one.name: (one.url, _path(one.role)) for one in up if one.role != BROKER}, authorization
     )
+    answers |= {one.name: await greet(one.url) for one in up if one.role == BROKER}
     nodes = [_of_record(one, answers.get(one.name), data) for one in cluster.nodes]
     nodes += await _elsewhere(nodes, authorization)
     compare(nodes)
@@ -163,7 +163,7 @@ def _of_record(record: NodeRecord, answer: Asked | None, data: Path) -> dict[str
     copying = arriving(data / record.name) if answer is None or not answer.is_up else None
     return {
         **msgspec.to_builtins(record),
-        **_condition(answer, is_board=record.role == BOARD),
+        **_condition(answer, is_board=record.role in BOARDS),
         "copying": None if copying is None else msgspec.to_builtins(copying),
     }
 

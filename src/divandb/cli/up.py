@@ -10,13 +10,15 @@ from pathlib import Path
 
 import click
 
-from divandb import datadir, streams
+from divandb import datadir, localkafka, streams
 from divandb.cli import boards, options, plan
 from divandb.clock import SystemClock, SystemRng
 from divandb.config import BoardAccess, limits_from
 from divandb.configfile import kafka_given, zone_given
 from divandb.datadir import PlannedNode
-from divandb.layout import Layout, is_new, needs_board, planned, specs
+from divandb.hosts import nobody
+from divandb.layout import Layout, broker_spec, is_new, needs_board, planned, specs
+from divandb.localkafka import LOCAL, BrokerError
 from divandb.supervisor import Bounds, ChildSpec, StartError, Supervisor
 from divandb.telemetry import LineLog
 
@@ -135,7 +137,13 @@ def up(
             if needs_board(nodes) or url is not None:
                 streams.warm()
             founding = is_new(data, nodes)
-            kafka = None if url is None else _on_kafka(data, url, founding)
+            brokers = []
+            if url == LOCAL:
+                url = _own_broker(data)
+                brokers = [broker_spec(url)]
+            elif url is not None:
+                boards.set_up(data, url, is_new=founding)
+            kafka = None if url is None else _on_kafka(data, url)
             whole = Layout(
                 data, known, limits, secret, founding=founding, kafka=kafka,
                 zone=zone_given(os.environ),
@@ -143,7 +151,11 @@ def up(
 
             def plan_now() -> list[ChildSpec]:
                 members, ports = datadir.read_members(data), datadir.read_ports(data)
-                return specs(members, ports, has_board=kafka is None)
+                return brokers + specs(members, ports, has_board=kafka is None)
+
+            def prepare() -> None:
+                if brokers:
+                    boards.set_up(data, url or "", is_new=founding)
 
             supervisor = Supervisor(
                 data,
@@ -157,6 +169,7 @@ def up(
                 restart=not no_restart,
                 bounds=bounds,
                 board=url or "",
+                prepare=prepare,
             )
             given = admin is not None
 
@@ -181,6 +194,8 @@ def _printed(
     with _one_line_errors():
         if url is not None and board_host is not None:
             raise click.UsageError("--board-host is for the embedded board.")
+        if url == LOCAL:
+            raise click.UsageError(f"{LOCAL} is for one machine: give --board kafka://HOST:PORT.")
         limits = limits_from(os.environ)
         made = plan.make_plan(
             out, several, board_host, port, data, admin, limits, SystemRng(), tls,
@@ -189,11 +204,16 @@ def _printed(
         return plan.write(made, nodes, out)
 
 
-def _on_kafka(data: Path, url: str, founding: bool) -> BoardAccess:
+def _own_broker(data: Path) -> str:
+    """Where the folder's own broker will be; raises ``BrokerError`` if there is none to run."""
+    localkafka.jars_of(os.environ)
+    return localkafka.kept(data, SystemRng()).url
+
+
+def _on_kafka(data: Path, url: str) -> BoardAccess:
     """How nodes open the boards on Kafka, which are set up by then."""
-    access = boards.set_up(data, url, is_new=founding)
     importlib.import_module("divandb.board.kafka")  # once, for all nodes
-    return access
+    return nobody(boards.given(data, url)[0])
 
 
 def _wanted(masters: int | None, replicas: int | None) -> list[PlannedNode]:
@@ -223,7 +243,7 @@ def _nodes(data: Path, masters: int | None, replicas: int | None) -> list[Planne
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (StartError, datadir.DataDirError, ValueError, OSError) as problem:
+    except (StartError, BrokerError, datadir.DataDirError, ValueError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
 
 

@@ -11,9 +11,10 @@ import msgspec
 
 from divandb.cli import options
 from divandb.cli.asking import ask_all
-from divandb.cli.status import BOARD, authorization_of, collected
+from divandb.cli.status import authorization_of, collected
 from divandb.cli.verdicts import as_text, combined
 from divandb.clock import SystemClock
+from divandb.datadir import BOARDS
 
 VERIFY = "/_divan/verify"
 POLL_S = 0.25
@@ -38,7 +39,7 @@ def verify(data: Path, url: str | None, as_json: bool, wait_s: int) -> None:
     The exit status is 1 if something differs, or cannot be said.
     """
     authorization = authorization_of(data, url)
-    nodes = [node for node in collected(data, url)["nodes"] if node["role"] != BOARD]
+    nodes = [node for node in collected(data, url)["nodes"] if node["role"] not in BOARDS]
     found = asyncio.run(_verified(nodes, authorization, CLOCK.monotonic() + wait_s))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())

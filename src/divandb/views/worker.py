@@ -21,8 +21,10 @@ from importlib import resources
 from time import process_time
 from typing import Any, BinaryIO
 
+# Not `quickjs`, which starts a thread when it is imported: the supervisor knows this module and may
+# hold none, or a signal that it waits for would end it.
+import _quickjs as quickjs
 import msgspec
-import quickjs
 
 CONTEXTS_MAX = 8
 STACK_BYTES_MAX = 512 * 1024
