@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -145,20 +146,59 @@ def a_round(requests: int) -> stats.Round:
 
 
 def test_the_first_keys_are_drawn_most_and_none_is_strange() -> None:
-    keys = [f"k{n}" for n in range(100)]
-    seen = Counter(ycsb.draws(random.Random(1), keys, 20_000))
-    assert set(seen) <= set(keys)
-    assert seen["k0"] / seen["k9"] == pytest.approx(10**ycsb.ZIPF, rel=0.3)
+    seen = Counter(ycsb.ranks(random.Random(1), 100, 20_000))
+    assert set(seen) <= set(range(100))
+    assert seen[0] / seen[9] == pytest.approx(10**ycsb.ZIPF, rel=0.3)
+
+
+def spoken(keys: Sequence[str]) -> ycsb.Speech:
+    return ycsb.post_speech(
+        NOBODY,
+        read=ycsb.Post("/q", '["é","', '"]'),
+        write=ycsb.Post("/w", '["', '"]'),
+        insert=ycsb.Post("/i", '["', '"]'),
+        scan=ycsb.Post("/s", '["', "]", between='",%3d'),
+        patterns=("seen", "done"),
+        keys=keys,
+        new_key=(40, "AAA="),
+    )
 
 
 def test_a_post_has_the_length_of_its_body() -> None:
-    keys = ["a" * 32]
-    read = ("/q", '["é","', '"]')
-    speech = ycsb.post_speech(NOBODY, read, ("/w", '["', '"]'), keys)
-    head, _, body = (speech.read[0] + keys[0] + speech.read[1]).partition("\r\n\r\n")
-    assert f"Content-Length: {len(body.encode())}" in head
-    assert json.loads(body) == ["é", "a" * 32]
-    assert "Authorization" not in head
+    key = "a" * 32
+    speech = spoken([key])
+    before, between, after = speech.scan
+    scans = [before + key + between % rows + after for rows in (1, 10, ycsb.SCAN_ROWS_MAX)]
+    for text, wanted in [
+        (key.join(speech.read), ["é", key]),
+        (key.join(speech.insert), [key]),
+        *zip(scans, ([key, 1], [key, 10], [key, 100]), strict=True),
+    ]:
+        head, _, body = text.partition("\r\n\r\n")
+        assert f"Content-Length: {len(body.encode())}" in head
+        assert json.loads(body) == wanted
+        assert "Authorization" not in head
+
+
+def test_shares_of_requests_are_whole() -> None:
+    for name, work in ycsb.WORKS.items():
+        rest = 1 - (work.read + work.insert + work.scan + work.modify)
+        assert (rest > 0.01) == (name in "AB"), name
+    assert ycsb.WORKS["C"].reads_of_all == 1
+    assert ycsb.WORKS["F"].reads_of_all == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("work", ycsb.WORKS)
+def test_a_script_has_what_its_work_needs_of_answers(work: str) -> None:
+    files = {"keys": "/k", "draws": "/d", "revs": "/r"}
+    posted = ycsb.script_of(spoken(["a"]), ycsb.WORKS[work], 1, files)
+    revised = ycsb.script_of(
+        ycsb.get_speech(NOBODY, "db", ["a"], b"{}"), ycsb.WORKS[work], 1, files
+    )
+    assert [posted.count("function response"), revised.count("function response")] == {
+        "A": [0, 1], "B": [0, 1], "C": [0, 0], "D": [1, 1], "E": [0, 0], "F": [1, 1],
+    }[work]  # fmt: skip
+    assert "latest, revised = true, false" in posted or work != "D"
 
 
 def test_redis_connections_are_shared_as_requests_are() -> None:
