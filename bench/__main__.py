@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from bench import (
+    beside,
     cases,
     comfort,
     compare,
@@ -53,6 +54,7 @@ def counters_of_requests(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "beside": beside.main,
     "comfort": comfort.main,
     "counters": counters_of_requests,
     "growth": growth.main,

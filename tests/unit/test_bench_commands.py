@@ -13,7 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import comfort, compare, counters, growth, load, operations, peers, plot, stats, ycsb
+from bench import (
+    beside,
+    comfort,
+    compare,
+    counters,
+    growth,
+    load,
+    operations,
+    peers,
+    plot,
+    readers,
+    stats,
+    ycsb,
+)
 from bench.servers import BenchError, Target
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -93,12 +106,12 @@ def a_slice(counts: dict[int, int], seconds: float = 1.0) -> load.Histogram:
     return load.Histogram(stats.Load(requests, seconds, p50, p99, {}), counts)
 
 
-def a_reading(p99_ms: float) -> comfort.Reading:
-    return comfort.Reading(100, 100.0, 1.0, p99_ms, {}, [(1.0, p99_ms)])
+def a_reading(p99_ms: float) -> readers.Reading:
+    return readers.Reading(100, 100.0, 1.0, p99_ms, {}, [(1.0, p99_ms)])
 
 
 def test_slices_are_joined_by_their_requests_not_by_their_percentiles() -> None:
-    seen = comfort.reading([(1.0, a_slice({100: 990})), (2.0, a_slice({100: 1, 9000: 9}))])
+    seen = readers.reading([(1.0, a_slice({100: 990})), (2.0, a_slice({100: 1, 9000: 9}))])
     assert seen.requests == 1000 and seen.requests_per_s == 500
     assert seen.p99_ms == 0.1
     assert seen.slices == [(1.0, 0.1), (2.0, 9.0)]
@@ -249,6 +262,29 @@ def test_servers_take_turns_and_are_drawn_side_by_side() -> None:
     outcome = compare.Outcome({}, plan, dict.fromkeys(found, "1"), results)
     assert "50%" in outcome.markdown()
     assert texts(outcome.svg()).count("divandb") == 6
+
+
+# Beside other work
+
+
+def test_what_readers_felt_is_shown_for_each_work() -> None:
+    rounds = [beside.Round(a_reading(10.0), a_reading(12.0), 30.0)]
+    samples = [beside.Sample(0.5, 0.2, 0.1, 1.0), beside.Sample(1.0, 0.3, 0.1, 2.0)]
+    spans = [plot.Span("view", 0.5, 30.5)]
+    found = [beside.Found("view", a_reading(20.0), 25.0, rounds, samples, spans)]
+    said = beside.Outcome({}, beside.QUICK, found).markdown()
+    assert "p99 beside view: 1.20 times" in said
+    assert "30.0 s beside readers, 25.0 s without" in said
+    assert "used" in texts(found[0].svg())
+
+
+def test_work_that_fails_is_told_to_whoever_waits() -> None:
+    def fail() -> None:
+        raise BenchError("no replica")
+
+    with pytest.raises(BenchError, match="no replica"):
+        beside.Working(fail).ended()
+    assert beside.Working(lambda: None).ended() > 0
 
 
 # Counters
