@@ -21,9 +21,12 @@ from bench import (
     growth,
     load,
     operations,
+    paced,
     peers,
     plot,
     readers,
+    replication,
+    shapes,
     stats,
     ycsb,
 )
@@ -285,6 +288,28 @@ def test_work_that_fails_is_told_to_whoever_waits() -> None:
     with pytest.raises(BenchError, match="no replica"):
         beside.Working(fail).ended()
     assert beside.Working(lambda: None).ended() > 0
+
+
+# Clusters of several shapes
+
+
+def test_a_shape_is_masters_and_replicas() -> None:
+    assert shapes.sizes("3x3") == (3, 3)
+    assert shapes.sizes("1x0") == (1, 0)
+    for wrong in ("3", "x3", "0x3", "3x", "axb"):
+        with pytest.raises(BenchError, match="no shape"):
+            shapes.sizes(wrong)
+
+
+def test_cpu_of_a_write_is_shown_by_role_and_node() -> None:
+    outcome = paced.Outcome(1_000, 2.0, 3.0, 9.0, 0.1, 0)
+    cpu_s = {"board": 0.1, "master": 0.3, "replica": 0.6, "supervisor": 0.0}
+    writing = replication.Writing(None, outcome, 0.01, cpu_s)
+    found = [shapes.Shape("1x1", 2, 1.5, writing, 60.0, 90.0)]
+    assert found[0].cpu_us == pytest.approx(1_000)
+    row = shapes.table(found).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")][8:13] == ["1,000", "500", "100", "300", "600"]
+    assert "1x1" in texts(shapes.svg(found))
 
 
 # Counters
