@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bench import (
     beside,
+    client,
     comfort,
     compare,
     counters,
@@ -310,6 +311,18 @@ def test_cpu_of_a_write_is_shown_by_role_and_node() -> None:
     row = shapes.table(found).splitlines()[-1]
     assert [cell.strip() for cell in row.split("|")][8:13] == ["1,000", "500", "100", "300", "600"]
     assert "1x1" in texts(shapes.svg(found))
+
+
+# The Python client
+
+
+def test_what_a_call_cost_the_client_is_shown() -> None:
+    rounds = [client.Round([0.001] * 99 + [0.009], 2.0, 0.05)]
+    results = [client.Result(client.GETS, client.SYNC, 1, 1, rounds)]
+    outcome = client.Outcome({}, client.QUICK, results)
+    row = [cell.strip() for cell in outcome.markdown().splitlines()[-1].split("|")]
+    assert row[4:10] == ["50.0", "50.0", "1.00", "1.00", "500", "500"]
+    assert "Client, 1" in texts(outcome.svg())
 
 
 # Counters
