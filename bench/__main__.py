@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from bench import (
+    beside,
     cases,
     comfort,
     compare,
@@ -52,7 +53,16 @@ def counters_of_requests(argv: Sequence[str]) -> int:
     return counters.main(argv)
 
 
+def python_client(argv: Sequence[str]) -> int:
+    """Needs divandb itself, too."""
+    from bench import client
+
+    return client.main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "beside": beside.main,
+    "client": python_client,
     "comfort": comfort.main,
     "counters": counters_of_requests,
     "growth": growth.main,

@@ -15,31 +15,19 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import cases, documents, load, machine, outputs, plot, servers, stats
+from bench.readers import CONNECTIONS, Readers, Reading
 from bench.servers import BenchError, Member, Target
 
 DB = "bench-comfort"
-CONNECTIONS = 16
-SLICE_S = 1
-"""wrk runs in slices of a second, so that there is a p99 for each; their histograms are joined."""
 SAMPLE_S = 0.25
 WRITE_DOCS = 1_000
 WAIT_S_MAX = 900.0
-TUNE_TURNS = 4
-TUNED_WITHIN = 0.05
 P99_AIM, FREE_AIM = 1.2, 0.9
-
-PACED_LUA = """
-local mean_ms = %(delay_ms)f
-function delay()
-  return math.floor(mean_ms * 2 * math.random() + math.random())
-end
-"""
-"""The pause of a connection between two requests: wrk counts it in whole milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +44,6 @@ class Plan:
 
 FULL = Plan(docs=30_000, backlog=200_000, rounds=2, seconds=6)
 QUICK = Plan(docs=3_000, backlog=20_000, rounds=1, seconds=2)
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What readers saw: ``slices`` are (seconds of the run, p99 ms) for each second."""
-
-    requests: int
-    requests_per_s: float
-    p50_ms: float
-    p99_ms: float
-    errors: dict[str, int]
-    slices: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +200,6 @@ class Comfort:
             documents.body(self._rng, plan.doc_bytes, documents.NUMBER_FIRST + n)
             for n in range(WRITE_DOCS)
         ]
-        self._script = ""
         self._start = time.perf_counter()
         self._spans: list[plot.Span] = []
 
@@ -232,10 +207,8 @@ class Comfort:
         """All rounds."""
         plan = self._plan
         self._fill()
-        outputs.say("the highest rate")
-        highest = self._read(plan.seconds, 0.0)
-        delay_ms = self._tuned(highest.requests_per_s / 2)
-        self._start = time.perf_counter()
+        highest, delay_ms = self._readers.half(plan.seconds)
+        self._start = self._readers.start = time.perf_counter()
         watch = Watch(self._master.target, self._replica.target, self._start)
         with watch.running():
             rounds = [self._round(number, delay_ms) for number in range(1, plan.rounds + 1)]
@@ -244,11 +217,11 @@ class Comfort:
     def _round(self, number: int, delay_ms: float) -> Round:
         plan = self._plan
         outputs.say(f"round {number}: readers alone")
-        alone = self._read(plan.seconds, delay_ms)
+        alone = self._readers.read(plan.seconds, delay_ms)
         outputs.say(f"round {number}: readers beside {plan.backlog:,} documents to catch up with")
         self._fall_behind()
         before, began = self._held(), time.perf_counter()
-        beside = self._read(plan.seconds, delay_ms, until_equal=True)
+        beside = self._readers.read(plan.seconds, delay_ms, until=self._is_equal)
         held, left_at = self._held(), time.perf_counter()
         self._shade("readers", began, left_at)
         missing = self._master_has() - held
@@ -273,7 +246,7 @@ class Comfort:
         self._catch_up()
         path = self._folder / "ids"
         path.write_text("\n".join(ids) + "\n")
-        self._script = load.random_script(self._replica.target, DB, path, plan.seed)
+        self._readers = Readers(self._replica.target, DB, path, plan.seed)
         time.sleep(cases.SETTLE_S)
 
     def _write(self, count: int) -> list[str]:
@@ -307,35 +280,11 @@ class Comfort:
     def _master_has(self) -> int:
         return held(status(self._master.target))
 
+    def _is_equal(self) -> bool:
+        return self._held() >= self._master_has()
+
     def _held(self) -> int:
         return held(status(self._replica.target))
-
-    def _tuned(self, rate: float) -> float:
-        """The mean pause of a connection at which readers ask ``rate`` times a second."""
-        delay_ms = CONNECTIONS / rate * 1000
-        for _ in range(TUNE_TURNS):
-            seen = self._read(SLICE_S, delay_ms).requests_per_s
-            outputs.say(f"half rate: {seen:,.0f} of {rate:,.0f}/s")
-            if abs(seen / rate - 1) < TUNED_WITHIN:
-                break
-            delay_ms = max(delay_ms + CONNECTIONS * 1000 * (1 / rate - 1 / seen), 0.1)
-        return delay_ms
-
-    def _read(self, seconds: int, delay_ms: float, until_equal: bool = False) -> Reading:
-        """GETs of random documents at the replica's own port; ``until_equal``: no longer than it
-        catches up.
-        """
-        script = self._script + (PACED_LUA % {"delay_ms": delay_ms} if delay_ms else "")
-        slices: list[tuple[float, load.Histogram]] = []
-        deadline = time.perf_counter() + seconds
-        while time.perf_counter() < deadline and not (
-            until_equal and slices and self._held() >= self._master_has()
-        ):
-            seen = load.wrk_histogram(
-                self._replica.target, script, CONNECTIONS, SLICE_S, self._folder
-            )
-            slices.append((time.perf_counter() - self._start, seen))
-        return reading(slices)
 
     def _shade(self, name: str, start: float, end: float) -> None:
         self._spans.append(plot.Span(name, start - self._start, end - self._start))
@@ -386,24 +335,6 @@ def sample(at_s: float, seen: dict[str, Any], master_has: int) -> Sample:
         hurts=budget["hurts"],
         lag_ms=seen["lag_ms"],
         behind=max(master_has - held(seen), 0),
-    )
-
-
-def reading(slices: Sequence[tuple[float, load.Histogram]]) -> Reading:
-    """Slices joined: percentiles of all requests, not means of percentiles."""
-    seen = [one for _, one in slices]
-    counts: dict[int, int] = {}
-    for one in seen:
-        for value_us, count in one.counts.items():
-            counts[value_us] = counts.get(value_us, 0) + count
-    requests = sum(one.load.requests for one in seen)
-    return Reading(
-        requests=requests,
-        requests_per_s=requests / sum(one.load.seconds for one in seen),
-        p50_ms=stats.percentile_of_counts(counts, 50) / 1e3,
-        p99_ms=stats.percentile_of_counts(counts, 99) / 1e3,
-        errors=stats.add_up(one.load.errors for one in seen),
-        slices=[(at_s, one.load.p99_us / 1e3) for at_s, one in slices],
     )
 
 

@@ -26,12 +26,14 @@ NGINX, DIVANDB, REDIS, ETCD, RQLITE, COUCHDB = (
 NAMES = (NGINX, DIVANDB, REDIS, ETCD, RQLITE, COUCHDB)
 PROGRAMS = {REDIS: "redis-server", ETCD: "etcd", RQLITE: "rqlited"}
 VERSION_OPTION = {REDIS: "--version", ETCD: "--version", RQLITE: "-version"}
+WORKS = ("C", "B", "A", "F", "D", "E")
+"""In this order: those that insert come last."""
 FILE_REV = "1-" + "0" * 32
 REQUESTS = {
     NGINX: "wrk; GET of a file",
     DIVANDB: "wrk; GET, PUT with `rev`",
     COUCHDB: "wrk; GET, PUT with `rev`",
-    REDIS: "redis-benchmark, one for reads and one for writes; keys drawn evenly, not zipfian",
+    REDIS: "redis-benchmark, one for reads and one for writes; keys drawn evenly, no order in F",
     ETCD: "wrk; `/v3/kv/range` and `/v3/kv/put` through its HTTP gateway, in base64",
     RQLITE: "wrk; `/db/query` (level weak) and `/db/execute`, SQL with parameters",
 }
@@ -50,8 +52,8 @@ class Plan:
     seed: int = 1
 
 
-FULL = Plan(30_000, 1_000, 3, ycsb.Size(16, 5), ("C", "B", "A"))
-QUICK = Plan(2_000, 1_000, 1, ycsb.Size(16, 1), ("C", "A"))
+FULL = Plan(30_000, 1_000, 3, ycsb.Size(16, 5), WORKS)
+QUICK = Plan(2_000, 1_000, 1, ycsb.Size(16, 1), WORKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Peer:
     target: Target
     version: str
     run: Callable[[str, int], stats.Round]
-    works: frozenset[str] = frozenset(ycsb.READ_SHARES)
+    works: frozenset[str] = frozenset(WORKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +150,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = outputs.parser("peers", "The same work against other servers, in turn.")
     add = parser.add_argument
     add("--peers", type=_some(NAMES), default=NAMES, help=f"some of {','.join(NAMES)}")
-    works = tuple(ycsb.READ_SHARES)
-    add("--work", type=_some(works), help=f"some of {','.join(works)}")
+    add("--work", type=_some(WORKS), help=f"some of {','.join(WORKS)}")
     add("--couchdb", metavar="URL", help="a CouchDB that runs: http://user:password@host:port")
     add("--couchdb-pid", type=int, action="append", default=[], help="its process, for its CPU")
     add("--docs", type=int, help=f"documents ({FULL.docs})")
@@ -217,8 +218,7 @@ def take_turns(found: Mapping[str, Peer], plan: Plan) -> list[stats.Result]:
 
 def case_of(work: str) -> str:
     """What a row of the table is called."""
-    reads = ycsb.READ_SHARES[work]
-    return f"YCSB {work} ({reads:.0%} reads)"
+    return f"YCSB {work} ({ycsb.WORKS[work].what})"
 
 
 class Starting:
@@ -316,31 +316,49 @@ class Starting:
         def run(work: str, _turn: int) -> stats.Round:
             return ycsb.with_redis_benchmark(target, plan.docs, plan.doc_bytes, work, plan.size)
 
-        return Peer(target, version, run)
+        return Peer(target, version, run, frozenset(WORKS) - {"E"})
 
     def _etcd(self, target: Target) -> ycsb.Speech:
         peers.fill_etcd(target, self._data.ids, self._data.bodies)
-        read = ("/v3/kv/range", '{"key":"', '"}')
-        write = ("/v3/kv/put", '{"key":"', f'","value":"{peers.in64(self._update)}"}}')
-        keys = [peers.in64(one.encode()) for one in self._data.ids]
-        return ycsb.post_speech(target, read, write, keys)
+        put = ycsb.Post("/v3/kv/put", '{"key":"', f'","value":"{peers.in64(self._update)}"}}')
+        return ycsb.post_speech(
+            target,
+            read=ycsb.Post("/v3/kv/range", '{"key":"', '"}'),
+            write=put,
+            insert=put,
+            scan=ycsb.Post(
+                "/v3/kv/range", '{"key":"', "}", between='","range_end":"AA==","limit":%3d'
+            ),
+            patterns=('"kvs":%[{"key":"([^"]+)"', '"raft_term":"%d+"}}'),
+            keys=[peers.in64(one.encode()) for one in self._data.ids],
+            new_key=(40, "AAA="),
+        )
 
     def _rqlite(self, target: Target) -> ycsb.Speech:
         peers.fill_rqlite(target, self._data.ids, self._data.bodies)
         value = documents.as_json_string(self._update)
-        read = ("/db/query?level=weak", '[["SELECT v FROM kv WHERE k = ?","', '"]]')
-        update = f'[["UPDATE kv SET v = ? WHERE k = ?",{value},"'
-        return ycsb.post_speech(target, read, ("/db/execute", update, '"]]'), self._data.ids)
+        query, execute = "/db/query?level=weak", "/db/execute"
+        rows = '[["SELECT k, v FROM kv WHERE k >= ? ORDER BY k LIMIT ?","'
+        return ycsb.post_speech(
+            target,
+            read=ycsb.Post(query, '[["SELECT k, v FROM kv WHERE k = ?","', '"]]'),
+            write=ycsb.Post(execute, f'[["UPDATE kv SET v = ? WHERE k = ?",{value},"', '"]]'),
+            insert=ycsb.Post(execute, f'[["INSERT INTO kv(v, k) VALUES(?, ?)",{value},"', '"]]'),
+            scan=ycsb.Post(query, rows, "]]", between='",%3d'),
+            patterns=('"values":%[%["([^"]+)"', "rows_affected"),
+            keys=self._data.ids,
+            new_key=(32, ""),
+        )
 
     def _peer(
         self,
         target: Target,
         version: str,
         speech: ycsb.Speech,
-        works: frozenset[str] = frozenset(ycsb.READ_SHARES),
+        works: frozenset[str] = frozenset(WORKS),
     ) -> Peer:
         """A server that wrk asks, once a read has been seen to give the document."""
-        ycsb.check(target, speech, self._data.bodies[0])
+        ycsb.check(target, speech, self._data.bodies[0], works)
         folder = self._folder / target.name
 
         def run(work: str, turn: int) -> stats.Round:

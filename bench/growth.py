@@ -1,4 +1,4 @@
-"""How cost grows with the documents: ``python -m bench growth``.
+"""How cost grows with the documents and with the nodes (``shapes``): ``python -m bench growth``.
 
 One node is filled step by step, from a thousand documents to a million. At each step documents
 are read that are drawn evenly from all, and what the node costs is noted. The last step is held
@@ -6,16 +6,15 @@ against ten thousand documents.
 """
 
 import argparse
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench import cases, documents, load, machine, outputs, plot, proc, servers, stats
-from bench.servers import BenchError, Target
+from bench import cases, documents, load, machine, outputs, plot, proc, servers, shapes, stats
+from bench.servers import BenchError
 
 STEPS = (1_000, 10_000, 100_000, 1_000_000)
 BASE = 10_000
@@ -38,10 +37,14 @@ class Plan:
     doc_bytes: int = 1_000
     connections: int = 16
     seed: int = 1
+    shapes: tuple[str, ...] = shapes.SHAPES
+    shape_s: int = 8
+    """Seconds of writing to each shape."""
 
 
 FULL = Plan(STEPS, rounds=3, seconds=3)
-QUICK = Plan((1_000, 10_000), rounds=1, seconds=1)
+QUICK = Plan((1_000, 10_000), rounds=1, seconds=1, shapes=shapes.QUICK_SHAPES, shape_s=2)
+DOCUMENTS, NODES = "documents", "nodes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,23 @@ class Outcome:
     steps: list[Step]
     imports: list[plot.Point]
     """Seconds of importing, documents a second."""
+    clusters: list[shapes.Shape] = field(default_factory=list)
 
     def markdown(self) -> str:
         """The report as it can be pasted into a page."""
-        return "\n\n".join((outputs.lines(self.about), _table(self.steps), verdict(self.steps)))
+        parts = [outputs.lines(self.about)]
+        parts += [_table(self.steps), verdict(self.steps)] if self.steps else []
+        parts += [shapes.table(self.clusters)] if self.clusters else []
+        return "\n\n".join(parts)
+
+    def plots(self) -> dict[str, str]:
+        """SVGs by name."""
+        made = {}
+        if self.steps:
+            made |= {"growth": self.svg(), "growth-import": self.imports_svg()}
+        if self.clusters:
+            made["growth-nodes"] = shapes.svg(self.clusters)
+        return made
 
     def svg(self) -> str:
         """A group of bars for each kind of cost, a bar for each step."""
@@ -102,6 +118,7 @@ class Outcome:
             "plan": asdict(self.plan),
             "steps": results,
             "imports": self.imports,
+            "clusters": [asdict(one) for one in self.clusters],
         }
 
 
@@ -109,49 +126,64 @@ def main(argv: Sequence[str]) -> int:
     """0, or 1 when a request failed."""
     arguments = _arguments(argv)
     base = QUICK if arguments.quick else FULL
-    steps = tuple(arguments.steps or base.steps)
-    plan = Plan(steps, arguments.rounds or base.rounds, arguments.seconds or base.seconds)
-    if list(steps) != sorted(set(steps)) or steps[0] < 1:
+    names = ("steps", "rounds", "seconds", "shapes")
+    given = {name: value for name in names if (value := getattr(arguments, name))}
+    plan = replace(base, **given)
+    if list(plan.steps) != sorted(set(plan.steps)) or plan.steps[0] < 1:
         raise BenchError("--steps must rise")
     outputs.at_least_one(rounds=plan.rounds, seconds=plan.seconds)
     load.require_wrk()
     with outputs.working_folder(arguments) as folder:
-        outcome = _measure(plan, folder)
-    plots = {"growth": outcome.svg(), "growth-import": outcome.imports_svg()}
-    outputs.keep(arguments, "growth", outcome.markdown(), plots, outcome.as_json())
-    errors = stats.add_up(one.errors for step in outcome.steps for one in (step.alone, step.many))
+        outcome = _measure(arguments.only, plan, folder)
+    outputs.keep(arguments, "growth", outcome.markdown(), outcome.plots(), outcome.as_json())
+    readings = [one.errors for step in outcome.steps for one in (step.alone, step.many)]
+    errors = stats.add_up([*readings, *(one.writing.outcome.errors for one in outcome.clusters)])
     if errors:
         outputs.say(f"failed requests: {errors}")
     return 1 if errors else 0
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = outputs.parser("growth", "What a read and an import cost in larger databases.")
+    parser = outputs.parser("growth", "What requests cost in larger databases and clusters.")
     add = parser.add_argument
+    both = (DOCUMENTS, NODES)
+    add("--only", nargs="+", choices=both, default=both, help="one half of it")
     add("--steps", type=_numbers, help=f"documents at each step ({','.join(map(str, STEPS))})")
     add("--rounds", type=int, help=f"rounds of each ({FULL.rounds})")
     add("--seconds", type=int, help=f"seconds of a round ({FULL.seconds})")
+    add("--shapes", type=_shapes, help=f"masters x replicas ({','.join(shapes.SHAPES)})")
     return parser.parse_args(argv)
+
+
+def _shapes(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        shapes.sizes(name)
+    return names
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _measure(plan: Plan, folder: Path) -> Outcome:
+def _measure(only: Sequence[str], plan: Plan, folder: Path) -> Outcome:
     server_core, load_core = outputs.two_cores()
     run = f"{plan.rounds} rounds of {plan.seconds} s at each step; documents of "
     run += f"{plan.doc_bytes:,} bytes, {WRITE_DOCS:,} in a bulk request; "
-    run += f"server on core {min(server_core)}, load on core {min(load_core)}"
-    about = outputs.about(folder, run)
+    run += f"server on core {min(server_core)}, load on core {min(load_core)}; "
+    run += f"clusters on all cores with their load, {plan.shape_s} s of PUTs each"
+    outcome = Outcome(outputs.about(folder, run), plan, [], [])
     if machine.filesystem(folder) == "tmpfs":
-        about["note"] = "the data is on tmpfs, where fsync costs nothing"
-    program, size = servers.divandb_path(), (1, 0)
-    with outputs.pinned(load_core):
-        with servers.cluster(program, folder, *size, server_core) as cluster:
-            growing = Growing(plan, folder, cluster)
-            steps = [growing.step(docs) for docs in plan.steps]
-    return Outcome(about, plan, steps, smoothed(growing.imports, IMPORT_POINTS_MAX))
+        outcome.about["note"] = "the data is on tmpfs, where fsync costs nothing"
+    if DOCUMENTS in only:
+        with outputs.pinned(load_core):
+            with servers.cluster(servers.divandb_path(), folder, 1, 0, server_core) as cluster:
+                growing = Growing(plan, folder, cluster)
+                outcome.steps = [growing.step(docs) for docs in plan.steps]
+        outcome.imports = smoothed(growing.imports, IMPORT_POINTS_MAX)
+    if NODES in only:
+        outcome.clusters = shapes.measure(plan.shapes, plan.shape_s, folder)
+    return outcome
 
 
 class Growing:
@@ -180,7 +212,7 @@ class Growing:
         time.sleep(cases.SETTLE_S)
         alone, many = (self._read(docs, count) for count in (1, self._plan.connections))
         count = docs - before
-        rss, size = rss_mib(self._node), _file_mib(self._folder)
+        rss, size = proc.rss_mib(self._node.pids[0]), _file_mib(self._folder)
         return Step(docs, count / seconds, cpu_s * 1e6 / count, alone, many, rss, size)
 
     def _import(self, docs: int) -> float:
@@ -214,12 +246,6 @@ class Growing:
                 )
             )
         return stats.Result(f"{docs:,}", connections, "divandb", 0, rounds)
-
-
-def rss_mib(target: Target) -> float:
-    """Resident memory of the target's own process."""
-    pages = int(Path(f"/proc/{target.pids[0]}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _file_mib(folder: Path) -> float:

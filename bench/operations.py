@@ -23,6 +23,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from bench import documents
+from divandb.cluster import sessions
 from divandb.config import MASTER, Config, Keys
 from divandb.httpd.app import App
 from divandb.httpd.lane import Lane
@@ -36,6 +37,8 @@ DOCS, DOC_BYTES, BULK_DOCS = 1_000, 200, 250
 ANSWER_S_MAX = 300.0
 """valgrind is slow."""
 ADMIN = "bench:bench"
+TOKEN = sessions.text({}, {})
+"""Of a client that has written nothing; a single node gives none itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Case:
 
 CASES = (
     Case("get", 300, 20, 1),
+    Case("get_session", 300, 20, 1),
     Case("not_modified", 300, 20, 1),
     Case("put", 100, 10, 1),
     Case("bulk", 4, 1, BULK_DOCS),
@@ -159,6 +163,8 @@ class Requests:
             one = self._rng.choice(self.ids)
             if case.name == "get":
                 yield request("GET", f"/{DB}/{one}")
+            elif case.name == "get_session":
+                yield request("GET", f"/{DB}/{one}", more=f"Divan-Session: {TOKEN}\r\n")
             elif case.name == "not_modified":
                 yield request("GET", f"/{DB}/{one}", more=f'If-None-Match: "{self.tags[one]}"\r\n')
             elif case.name == "put":

@@ -61,6 +61,12 @@ def pss_kib(roots: Iterable[int]) -> int:
     return sum(_pss_kib(pid) for pid in tree(roots))
 
 
+def rss_mib(pid: int) -> float:
+    """Resident memory of one process, shared pages included."""
+    pages = int((PROC / str(pid) / "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def _pss_kib(pid: int) -> int:
     try:
         lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()

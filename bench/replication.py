@@ -181,6 +181,15 @@ def highest_rate(cluster: Cluster, settings: cases.Settings, folder: Path) -> fl
     return run.outcome.highest_per_s
 
 
+def written(cluster: Cluster, settings: cases.Settings, seconds: int, folder: Path) -> Writing:
+    """As many PUTs as are answered in so many seconds, until all nodes have them, after a second of
+    the same to warm up.
+    """
+    Run(cluster, replace(settings, cluster_s=1), folder, Outcome(cluster.start_s)).write(None)
+    run = Run(cluster, replace(settings, cluster_s=seconds), folder, Outcome(cluster.start_s))
+    return run.write(None)
+
+
 @dataclass(slots=True)
 class Run:
     """The measurements."""
@@ -198,12 +207,12 @@ class Run:
 
     def find_rate(self) -> None:
         """As many writes as are answered; if the nodes lag behind that, rates below it."""
-        writing = self._write(None)
+        writing = self.write(None)
         self.outcome.writings.append(writing)
         for _ in range(RATES_MAX):
             if writing.is_sustained:
                 return
-            writing = self._write(next_rate(writing))
+            writing = self.write(next_rate(writing))
             self.outcome.writings.append(writing)
 
     def find_lags(self) -> None:
@@ -243,7 +252,7 @@ class Run:
             found.append(probe.run(seconds, marks_per_s))
 
         try:
-            writing = self._write(rate - marks_per_s, look)
+            writing = self.write(rate - marks_per_s, look)
             beside = None if loop is None else loop.outcome()
         finally:
             if loop is not None:
@@ -296,7 +305,7 @@ class Run:
 
     # Writing
 
-    def _write(self, rate: float | None, meanwhile: Callable[[], None] | None = None) -> Writing:
+    def write(self, rate: float | None, meanwhile: Callable[[], None] | None = None) -> Writing:
         """PUTs into a database of their own, until all nodes have them all."""
         db = self._database("put")
         plan = replace(self._plan(db), rate=rate, seconds=float(self.settings.cluster_s))

@@ -72,6 +72,10 @@ class HotDocuments:
         """To be asked before a document is read that is then ``put``."""
         return self._commits
 
+    def stamp(self) -> int | None:
+        """What stays the same until a commit changes the file; ``None``: one does just now."""
+        return None if self._is_committing else self._commits
+
     def put(self, key: Key, value: Value, as_of: int) -> None:
         """A document was read after ``now`` was ``as_of``: keep it if it was asked for before, and
         nothing was replaced since.
@@ -98,10 +102,7 @@ class HotDocuments:
 
     @contextmanager
     def replacing(self, keys: Sequence[Key]) -> Iterator[None]:
-        """Within it a commit replaces or removes these documents."""
-        if not keys or not self._bytes_max:
-            yield
-            return
+        """Within it a commit is made, which replaces or removes these documents."""
         with self._lock:
             self._is_committing = True
             for key in keys:

@@ -74,7 +74,7 @@ def parse_rev(rev: object) -> tuple[int, str]:
     if not isinstance(rev, str):
         raise BadRequest("Invalid rev format")
     number, dash, rev_hash = rev.partition("-")
-    if not dash or not number.isascii() or not number.isdigit():
+    if not dash or not rev_hash or not number.isascii() or not number.isdigit():
         raise BadRequest("Invalid rev format")
     if len(rev_hash) > HASH_CHARS_MAX or len(number) > 13 or int(number) > POS_MAX:
         raise BadRequest("Invalid rev format")

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import pytest
 
+from divandb.cluster import sessions
 from tests.running import Running
 from tests.system.wire import Answer, Wire, wired
 
@@ -783,6 +784,22 @@ def test_numbers_and_order_come_back_as_they_were_sent(wire: Wire, db: str) -> N
 
 PLAIN: dict[str, str] = {}
 JSON = {"content-type": "application/json"}
+ELSEWHERE = sessions.text({7: 3}, {7: "m9"})
+"""Where nobody has been."""
+TOKENS: list[dict[str, str]] = [
+    {"divan-session": sessions.text({}, {})},
+    {"divan-session": ""},
+    {"divan-session": ELSEWHERE},
+    {"divan-session": "nonsense"},
+    {"divan-session": "A"},
+    {"divan-session": "\xe9"},
+    {"divan-session": "x" * 20_000},
+    {"cookie": f"DivanSession-m9={ELSEWHERE}"},
+    {"cookie": "DivanSession-m1=nonsense; theme=dark"},
+    {"cookie": "AuthSession="},
+    {"cookie": "AuthSession=nonsense"},
+    {"cookie": f"DivanSession-m9={ELSEWHERE}", "divan-session": sessions.text({}, {})},
+]
 READS: list[tuple[str, str, dict[str, str]]] = [
     (method, path, headers)
     for method in ("GET", "HEAD")
@@ -801,6 +818,9 @@ READS: list[tuple[str, str, dict[str, str]]] = [
         ("plain", {"content-type": "text/plain", "user-agent": "x", "pragma": "no-cache"}),
         ("plain", {"connection": "close"}),
         ("plain", {"connection": "keep-alive"}),
+        *[("plain", headers) for headers in TOKENS],
+        ("plain", {"if-none-match": '"@rev@"', **TOKENS[0]}),
+        ("none", TOKENS[0]),
         ("plain/", PLAIN),
         ("plain#x", PLAIN),
         ("plain?", PLAIN),
@@ -907,8 +927,10 @@ WRITES: list[tuple[str, bytes, dict[str, str]]] = [
     ("new", b'{"a":"' + b"x" * 65_000 + b'"}', JSON),
     ("new", b'{"a":"' + b"x" * 70_000 + b'"}', JSON),
     ("new", b'{"a":"' + b"x" * 9_000_000 + b'"}', JSON),
+    *[("new", b"{}", {**JSON, **headers}) for headers in TOKENS],
     ("plain", b"{}", JSON),
     ("plain", b'{"_rev":"@rev@","n":2}', JSON),
+    ("plain", b'{"_rev":"@rev@","n":3}', {**JSON, **TOKENS[0]}),
     ("plain", b'{"_rev":"@rev@","_deleted":true}', JSON),
     ("plain", b'{"_rev":"1-a"}', JSON),
     ("deleted", b"{}", JSON),

@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import comfort, compare, counters, growth, load, operations, peers, plot, stats, ycsb
+from bench import (
+    beside,
+    client,
+    comfort,
+    compare,
+    counters,
+    growth,
+    load,
+    operations,
+    paced,
+    peers,
+    plot,
+    readers,
+    replication,
+    shapes,
+    stats,
+    ycsb,
+)
 from bench.servers import BenchError, Target
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -92,12 +110,12 @@ def a_slice(counts: dict[int, int], seconds: float = 1.0) -> load.Histogram:
     return load.Histogram(stats.Load(requests, seconds, p50, p99, {}), counts)
 
 
-def a_reading(p99_ms: float) -> comfort.Reading:
-    return comfort.Reading(100, 100.0, 1.0, p99_ms, {}, [(1.0, p99_ms)])
+def a_reading(p99_ms: float) -> readers.Reading:
+    return readers.Reading(100, 100.0, 1.0, p99_ms, {}, [(1.0, p99_ms)])
 
 
 def test_slices_are_joined_by_their_requests_not_by_their_percentiles() -> None:
-    seen = comfort.reading([(1.0, a_slice({100: 990})), (2.0, a_slice({100: 1, 9000: 9}))])
+    seen = readers.reading([(1.0, a_slice({100: 990})), (2.0, a_slice({100: 1, 9000: 9}))])
     assert seen.requests == 1000 and seen.requests_per_s == 500
     assert seen.p99_ms == 0.1
     assert seen.slices == [(1.0, 0.1), (2.0, 9.0)]
@@ -145,20 +163,59 @@ def a_round(requests: int) -> stats.Round:
 
 
 def test_the_first_keys_are_drawn_most_and_none_is_strange() -> None:
-    keys = [f"k{n}" for n in range(100)]
-    seen = Counter(ycsb.draws(random.Random(1), keys, 20_000))
-    assert set(seen) <= set(keys)
-    assert seen["k0"] / seen["k9"] == pytest.approx(10**ycsb.ZIPF, rel=0.3)
+    seen = Counter(ycsb.ranks(random.Random(1), 100, 20_000))
+    assert set(seen) <= set(range(100))
+    assert seen[0] / seen[9] == pytest.approx(10**ycsb.ZIPF, rel=0.3)
+
+
+def spoken(keys: Sequence[str]) -> ycsb.Speech:
+    return ycsb.post_speech(
+        NOBODY,
+        read=ycsb.Post("/q", '["é","', '"]'),
+        write=ycsb.Post("/w", '["', '"]'),
+        insert=ycsb.Post("/i", '["', '"]'),
+        scan=ycsb.Post("/s", '["', "]", between='",%3d'),
+        patterns=("seen", "done"),
+        keys=keys,
+        new_key=(40, "AAA="),
+    )
 
 
 def test_a_post_has_the_length_of_its_body() -> None:
-    keys = ["a" * 32]
-    read = ("/q", '["é","', '"]')
-    speech = ycsb.post_speech(NOBODY, read, ("/w", '["', '"]'), keys)
-    head, _, body = (speech.read[0] + keys[0] + speech.read[1]).partition("\r\n\r\n")
-    assert f"Content-Length: {len(body.encode())}" in head
-    assert json.loads(body) == ["é", "a" * 32]
-    assert "Authorization" not in head
+    key = "a" * 32
+    speech = spoken([key])
+    before, between, after = speech.scan
+    scans = [before + key + between % rows + after for rows in (1, 10, ycsb.SCAN_ROWS_MAX)]
+    for text, wanted in [
+        (key.join(speech.read), ["é", key]),
+        (key.join(speech.insert), [key]),
+        *zip(scans, ([key, 1], [key, 10], [key, 100]), strict=True),
+    ]:
+        head, _, body = text.partition("\r\n\r\n")
+        assert f"Content-Length: {len(body.encode())}" in head
+        assert json.loads(body) == wanted
+        assert "Authorization" not in head
+
+
+def test_shares_of_requests_are_whole() -> None:
+    for name, work in ycsb.WORKS.items():
+        rest = 1 - (work.read + work.insert + work.scan + work.modify)
+        assert (rest > 0.01) == (name in "AB"), name
+    assert ycsb.WORKS["C"].reads_of_all == 1
+    assert ycsb.WORKS["F"].reads_of_all == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("work", ycsb.WORKS)
+def test_a_script_has_what_its_work_needs_of_answers(work: str) -> None:
+    files = {"keys": "/k", "draws": "/d", "revs": "/r"}
+    posted = ycsb.script_of(spoken(["a"]), ycsb.WORKS[work], 1, files)
+    revised = ycsb.script_of(
+        ycsb.get_speech(NOBODY, "db", ["a"], b"{}"), ycsb.WORKS[work], 1, files
+    )
+    assert [posted.count("function response"), revised.count("function response")] == {
+        "A": [0, 1], "B": [0, 1], "C": [0, 0], "D": [1, 1], "E": [0, 0], "F": [1, 1],
+    }[work]  # fmt: skip
+    assert "latest, revised = true, false" in posted or work != "D"
 
 
 def test_redis_connections_are_shared_as_requests_are() -> None:
@@ -209,6 +266,63 @@ def test_servers_take_turns_and_are_drawn_side_by_side() -> None:
     outcome = compare.Outcome({}, plan, dict.fromkeys(found, "1"), results)
     assert "50%" in outcome.markdown()
     assert texts(outcome.svg()).count("divandb") == 6
+
+
+# Beside other work
+
+
+def test_what_readers_felt_is_shown_for_each_work() -> None:
+    rounds = [beside.Round(a_reading(10.0), a_reading(12.0), 30.0)]
+    samples = [beside.Sample(0.5, 0.2, 0.1, 1.0), beside.Sample(1.0, 0.3, 0.1, 2.0)]
+    spans = [plot.Span("view", 0.5, 30.5)]
+    found = [beside.Found("view", a_reading(20.0), 25.0, rounds, samples, spans)]
+    said = beside.Outcome({}, beside.QUICK, found).markdown()
+    assert "p99 beside view: 1.20 times" in said
+    assert "30.0 s beside readers, 25.0 s without" in said
+    assert "used" in texts(found[0].svg())
+
+
+def test_work_that_fails_is_told_to_whoever_waits() -> None:
+    def fail() -> None:
+        raise BenchError("no replica")
+
+    with pytest.raises(BenchError, match="no replica"):
+        beside.Working(fail).ended()
+    assert beside.Working(lambda: None).ended() > 0
+
+
+# Clusters of several shapes
+
+
+def test_a_shape_is_masters_and_replicas() -> None:
+    assert shapes.sizes("3x3") == (3, 3)
+    assert shapes.sizes("1x0") == (1, 0)
+    for wrong in ("3", "x3", "0x3", "3x", "axb"):
+        with pytest.raises(BenchError, match="no shape"):
+            shapes.sizes(wrong)
+
+
+def test_cpu_of_a_write_is_shown_by_role_and_node() -> None:
+    outcome = paced.Outcome(1_000, 2.0, 3.0, 9.0, 0.1, 0)
+    cpu_s = {"board": 0.1, "master": 0.3, "replica": 0.6, "supervisor": 0.0}
+    writing = replication.Writing(None, outcome, 0.01, cpu_s)
+    found = [shapes.Shape("1x1", 2, 1.5, writing, 60.0, 90.0)]
+    assert found[0].cpu_us == pytest.approx(1_000)
+    row = shapes.table(found).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")][8:13] == ["1,000", "500", "100", "300", "600"]
+    assert "1x1" in texts(shapes.svg(found))
+
+
+# The Python client
+
+
+def test_what_a_call_cost_the_client_is_shown() -> None:
+    rounds = [client.Round([0.001] * 99 + [0.009], 2.0, 0.05)]
+    results = [client.Result(client.GETS, client.SYNC, 1, 1, rounds)]
+    outcome = client.Outcome({}, client.QUICK, results)
+    row = [cell.strip() for cell in outcome.markdown().splitlines()[-1].split("|")]
+    assert row[4:10] == ["50.0", "50.0", "1.00", "1.00", "500", "500"]
+    assert "Client, 1" in texts(outcome.svg())
 
 
 # Counters

@@ -52,6 +52,12 @@ class Settings(msgspec.Struct, frozen=True):
             raise ValueError(f"the session timeout must be 1 to {TIMEOUT_S_MAX} seconds")
 
 
+def pairs(line: str) -> list[tuple[str, str]]:
+    """(name, value) of every cookie that a request's header names."""
+    parts = (part.strip().partition("=") for part in line.split(";"))
+    return [(name, value) for name, _, value in parts]
+
+
 class Session(msgspec.Struct, frozen=True):
     """A cookie taken apart and not believed yet: ``signed`` is what ``mac`` must prove."""
 

@@ -10,6 +10,7 @@
     content.py   documents as dictionaries
     wire.py      requests and answers; paths and parameters
     driving.py   what both drivers make of httpx
+    connections.py   kept open between requests
     options.py   bounds and defaults
     errors.py    what a call can raise
 

@@ -19,6 +19,7 @@ import httpx
 
 from divandb.client import calls, driving, wire
 from divandb.client.calls import Listing, Place, Saved
+from divandb.client.connections import AsyncConnections
 from divandb.client.content import Fields, SecurityMembers
 from divandb.client.errors import ClientError, ConflictError, NotFoundError, ServerError
 from divandb.client.feed import Change, Feed, Wish
@@ -38,7 +39,9 @@ class Driver:
     def __init__(self, line: Line, transport: httpx.AsyncBaseTransport | None) -> None:
         self._sender = line.sender
         self._options = line.sender.options
-        self._http = httpx.AsyncClient(transport=transport, **driving.settings(self._options))
+        self._http = httpx.AsyncClient(
+            transport=transport or AsyncConnections(self._options), **driving.settings()
+        )
         self._looking: asyncio.Task[None] | None = None
         self._is_closed = False
 

@@ -44,15 +44,9 @@ def begun(
     return Line(sender, session, own.concern, own.max_staleness_ms)
 
 
-def settings(options: Options) -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """For an httpx client, but for its transport."""
     return {
-        "verify": options.verify,
-        "limits": httpx.Limits(
-            max_connections=options.connections_max,
-            max_keepalive_connections=options.connections_max,
-            keepalive_expiry=options.keep_alive_s,
-        ),
         # Sessions go by header: cookies would carry one session's writes into another.
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         "trust_env": False,

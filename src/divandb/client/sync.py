@@ -20,6 +20,7 @@ import httpx
 
 from divandb.client import calls, driving, wire
 from divandb.client.calls import Listing, Place, Saved
+from divandb.client.connections import Connections
 from divandb.client.content import Fields, SecurityMembers
 from divandb.client.errors import ClientError, ConflictError, NotFoundError, ServerError
 from divandb.client.feed import Change, Feed, Wish
@@ -39,7 +40,9 @@ class Driver:
     def __init__(self, line: Line, transport: httpx.BaseTransport | None) -> None:
         self._sender = line.sender
         self._options = line.sender.options
-        self._http = httpx.Client(transport=transport, **driving.settings(self._options))
+        self._http = httpx.Client(
+            transport=transport or Connections(self._options), **driving.settings()
+        )
         self._closed = threading.Event()
         self._beginning = threading.Lock()
         self._looking: threading.Thread | None = None

@@ -4,6 +4,7 @@ The way of a request:
     protocol       uvicorn's protocol with our bounds, and the fast lane in it
     door           the clients' port of this process, open or closed
     lane           plain reads and writes of one document, without a task or a framework
+    tokens         session tokens on the fast lane, looked at once
     app            CORS, who is asking, which route, errors: the way of every other request
     peer_lane      heartbeats and forwarded writes of other nodes
     cors           cross-origin requests

@@ -224,11 +224,8 @@ def path_of(scope: Scope) -> str:
 
 def _cookies(headers: Headers) -> list[tuple[str, str]]:
     """(name, value) of every cookie."""
-    lines = headers.get("cookie")
-    if lines is None:
-        return []
-    parts = (part.strip().partition("=") for part in lines.split(";"))
-    return [(name, value) for name, _, value in parts]
+    line = headers.get("cookie")
+    return [] if line is None else cookies.pairs(line)
 
 
 def _by_path(tables: Sequence[RouteTable]) -> dict[str, dict[str, Handler]]:

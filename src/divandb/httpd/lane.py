@@ -4,8 +4,9 @@ framework.
     GET, HEAD /{db}/{doc}        with a Basic header that was found right before
     PUT       /{db}/{doc}        the same, a small JSON body, no attachments
 
-Whatever is out of the ordinary (parameters, escapes, cookies, origins, system databases, errors
-before the write) gets ``None`` here and goes the normal way, which gives the same answers.
+A session token may come along, if the node contains what it names. Whatever is out of
+the ordinary (parameters, escapes, logins by cookie, origins, system databases, errors before the
+write) gets ``None`` here and goes the normal way, which gives the same answers.
 """
 
 from collections.abc import Callable
@@ -17,13 +18,14 @@ from divandb import document
 from divandb.auth import policy
 from divandb.auth.policy import UserContext
 from divandb.catalog import Known
-from divandb.cluster.sessions import NOTHING, Session, Token
+from divandb.cluster.sessions import Session, Token
 from divandb.commands import Edit
 from divandb.entry import Prepared
 from divandb.errors import DivanError
 from divandb.httpd import respond
 from divandb.httpd.call import decode_json
 from divandb.httpd.services import Services
+from divandb.httpd.tokens import COOKIE, HEADER, Tokens
 from divandb.replica import DELETED
 
 Headers = list[tuple[bytes, bytes]]
@@ -32,7 +34,7 @@ BODY_BYTES_MAX = 64 * 1024
 _ORDINARY = frozenset(
     {b"host", b"user-agent", b"accept", b"accept-encoding", b"accept-language", b"connection",
      b"authorization", b"content-type", b"content-length", b"if-none-match", b"cache-control",
-     b"pragma"}
+     b"pragma", b"cookie", b"divan-session"}
 )  # fmt: skip
 _JSON_TAIL = b"cache-control: must-revalidate\r\ncontent-type: application/json\r\n"
 
@@ -48,6 +50,7 @@ class Lane:
         self._peers = services.peers
         self._contains = services.progress.contains
         self._known_header = services.authenticator.known_header
+        self._tokens = Tokens(services.standing, self._contains, services.replica.hot.stamp)
         self._no_headers: object = None
         self._heads: dict[int, bytes] = {}
 
@@ -72,22 +75,28 @@ class Lane:
         known, _, doc_id, asked = target
         if b"content-length" in asked:
             return None
+        header = asked.get(HEADER)
+        needs = self._tokens.met(header, asked.get(COOKIE))
+        if needs is None:
+            return None
         winner = self._winner(known, doc_id)
         if winner is None or winner[1] & DELETED:
             return None
         rev, _, data = winner
+        said = self._standing.age_lines()
+        if header is not None:
+            said += self._tokens.line(header, needs, token)
         tag = asked.get(b"if-none-match")
         if tag is not None:
             if tag != b'"%b"' % rev.encode():
                 return None
             return (
                 self._head(304, common)
-                + self._standing.age_lines()
+                + said
                 + b'cache-control: must-revalidate\r\netag: "%b"\r\n\r\n' % rev.encode()
             )
         head = b'%b%b%betag: "%b"\r\ncontent-length: %d\r\n\r\n' % (
-            self._head(200, common), self._standing.age_lines(), _JSON_TAIL, rev.encode(),
-            len(data) + 1,
+            self._head(200, common), said, _JSON_TAIL, rev.encode(), len(data) + 1,
         )  # fmt: skip
         return b"%b%b\n" % (head, data) if body else head
 
@@ -121,11 +130,13 @@ class Lane:
             target = self._target(url, headers, address)
             if target is None:
                 return False
-            known, user, doc_id, _ = target
+            known, user, doc_id, asked = target
             prepared = self._prepared(doc_id, body)
-            if prepared is None:
+            header = asked.get(HEADER)
+            needs = self._tokens.met(header, asked.get(COOKIE))
+            if prepared is None or needs is None:
                 return False
-            session = self._session(scope)
+            session = self._session(scope, needs)
             entry = self._services.entry.within(session)
             edit = entry.edit_of(known, prepared)
 
@@ -133,7 +144,8 @@ class Lane:
                 if isinstance(result, Exception) and not isinstance(result, DivanError):
                     self._services.log.fault("request failed", result, path=url.decode())
                 status, headers, body = _written(known, edit, result)
-                done(status, headers + self._said(scope, session), body)
+                said = self._said(scope, session, wants_token=header is not None)
+                done(status, headers + said, body)
 
             entry.begin_edit(known, user, prepared, edit, finish)
             return True
@@ -141,14 +153,16 @@ class Lane:
             # The normal way meets the same error, and knows how to say it.
             return False
 
-    def _session(self, scope: Scope) -> Session:
+    def _session(self, scope: Scope, needs: Token) -> Session:
         token = scope["divan.connection"].token
-        return Session(token or NOTHING, self._standing.usual_concern())
+        if token is not None:
+            needs = needs.joined(token)
+        return Session(needs, self._standing.usual_concern())
 
-    def _said(self, scope: Scope, session: Session) -> Headers:
+    def _said(self, scope: Scope, session: Session, *, wants_token: bool) -> Headers:
         standing = self._standing
         standing.note(scope, session)
-        said = standing.age() + standing.said(session, wants_token=False)
+        said = standing.age() + standing.said(session, wants_token=wants_token)
         return [(name.encode(), value.encode()) for name, value in said]
 
     def _prepared(self, doc_id: str, body: bytes) -> Prepared | None:

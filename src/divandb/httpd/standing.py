@@ -58,6 +58,11 @@ class Standing:
         """Is there no other member?"""
         return not self._peers.all()
 
+    @property
+    def slots_known(self) -> int:
+        """Of how many origins it is known whose writes they are; of one that is, it stays so."""
+        return len(self._progress.slots)
+
     def lag_ms(self) -> float | None:
         """How old the view may be; ``None``: nobody knows."""
         if not self._peers.lease_holds():
@@ -141,7 +146,6 @@ class Standing:
                 found.append(("divan-visible", "{}/{}".format(*session.visible)))
         if self.is_alone:
             return found
-        slots = self._progress.slots
         if session.written:
             token = self.token_of(session)
             text = sessions.text(token.vector, token.slots)
@@ -149,12 +153,15 @@ class Standing:
             if not wants_token:
                 found.append(("divan-session", text))
         if wants_token:
-            contained = self._contained()  # before ends are looked at, which may be more by then
-            contained = self._progress.closings.compact(contained)
-            shown = session.needs.joined(Token(contained, slots))
-            shown = self._fewer(shown.joined(self.token_of(session)))
+            shown = self.shown(session.needs.joined(self.token_of(session)))
             found.append(("divan-session", sessions.text(shown.vector, shown.slots)))
         return found
+
+    def shown(self, needs: Token) -> Token:
+        """All that an answer may have shown to who needed and wrote this."""
+        contained = self._contained()  # before ends are looked at, which may be more by then
+        contained = self._progress.closings.compact(contained)
+        return self._fewer(needs.joined(Token(contained, self._progress.slots)))
 
     def token_of(self, session: Session) -> Token:
         """What the request wrote."""
