@@ -24,6 +24,8 @@ CONNECT_S = 2.0
 RESET_S = 0.5
 INSTANT_S = 1e-6
 """Between two parts of an answer: timers of one moment may run in any order."""
+AT_ONCE = {f"{PREFIX}/{name}" for name in ("heartbeat", "commands", "reached", "hot")}
+"""Nodes answer these without a task."""
 CONNECTED_BEFORE = 0.5
 """The chance that a request to somebody behind a cut goes out on a connection from before it."""
 
@@ -82,6 +84,8 @@ class Site:
         self.process: Process | None = None
         self.serve: Callable[[Exchange], Awaitable[None]]
         """Answers an exchange; runs in the process."""
+        self.serve_at_once: Callable[[Exchange], None]
+        """The same for those ``AT_ONCE``."""
 
 
 class Exchange:
@@ -293,7 +297,12 @@ class Network:
             exchange.source, site.name
         ):
             process.at_death.append(exchange.reset)
-            process.start(_answer(site, exchange, process))
+            if exchange.request.path in AT_ONCE:
+                self.loop.call_soon(
+                    _answer_at_once, site, exchange, process, context=process.new_context()
+                )
+            else:
+                process.start(_answer(site, exchange, process))
 
     async def ask(self, source: str, target: str, request: Request, within_s: float) -> Reply:
         """A whole answer; raises ``Broken``."""
@@ -314,6 +323,16 @@ def _remove(cuts: list[Any], pairs: Any) -> None:
         if cut is pairs:
             del cuts[place]
             return
+
+
+def _answer_at_once(site: Site, exchange: Exchange, process: Process) -> None:
+    try:
+        site.serve_at_once(exchange)
+    except Exception:
+        exchange.reset()
+        raise
+    finally:
+        process.at_death.remove(exchange.reset)
 
 
 async def _answer(site: Site, exchange: Exchange, process: Process) -> None:

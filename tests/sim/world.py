@@ -170,10 +170,14 @@ class Process:
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin something in this process."""
-        task = self._loop.create_task(work, context=self._context.copy())
+        task = self._loop.create_task(work, context=self.new_context())
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop, context=self._loop.nobody)
         return task
+
+    def new_context(self) -> contextvars.Context:
+        """For a step of this process."""
+        return self._context.copy()
 
     @property
     def tasks(self) -> int:
