@@ -77,7 +77,7 @@ class Tenure:
         """Somebody says so."""
         for slot, owner in owners.items():
             before = self.owners.get(slot)
-            if outranks(owner, before):
+            if owner != before and outranks(owner, before):
                 self.owners[slot] = owner
                 self.moved.set()
                 if before is None or not is_same(owner, before):
