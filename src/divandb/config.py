@@ -5,6 +5,7 @@ Each limit is in the unit that its name ends with. Any of them can be set by an 
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -321,7 +322,7 @@ class Config:
     """Nobody is ahead of this node: it starts together with the whole cluster."""
     limits: Limits = dataclasses.field(default_factory=Limits)
 
-    @property
+    @functools.cached_property
     def member(self) -> Member:
         """This node."""
         return Member(self.name, self.role, self.slot, self.url, self.zone)

@@ -32,6 +32,7 @@ import msgspec
 from divandb import datadir, pulse
 from divandb.clock import Clock
 from divandb.datadir import BOARD, BOARDS, ClusterRecord, NodeRecord
+from divandb.errors import DivanError
 from divandb.probe import ANSWER_S_MAX, Probe, Question
 from divandb.pulse import BACKLOG_CONNECTIONS_MAX, Pulse, Signs, Sockets, Vigil
 from divandb.telemetry import Log, rfc3339
@@ -595,7 +596,7 @@ class Supervisor:
             urls = {known: one.record.url for known, one in self._children.items()}
             self._serve(child.spec, urls, child.sockets)
             status = 0
-        except OSError as problem:
+        except (OSError, DivanError) as problem:  # one that was removed, too
             print(f"divandb: node {name}: {problem}", file=sys.stderr)
         except BaseException:
             traceback.print_exc()

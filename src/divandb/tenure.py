@@ -48,6 +48,7 @@ class Tenure:
         """``owners`` are those that the node's file remembers."""
         self._config = config
         self._spare = config.spare
+        self._member = config.member
         self.owners: dict[str, Owner] = dict(owners)
         self.is_ready = False
         """Is this node in the role of an owner, with nothing of its predecessor's left to read?"""
@@ -76,7 +77,7 @@ class Tenure:
         """Somebody says so."""
         for slot, owner in owners.items():
             before = self.owners.get(slot)
-            if outranks(owner, before):
+            if owner != before and outranks(owner, before):
                 self.owners[slot] = owner
                 self.moved.set()
                 if before is None or not is_same(owner, before):
@@ -120,7 +121,10 @@ class Tenure:
     @property
     def member(self) -> Member:
         """This node as it is now."""
-        return dataclasses.replace(self._config.member, role=self.role)
+        role = self.role
+        if self._member.role != role:
+            self._member = dataclasses.replace(self._member, role=role)
+        return self._member
 
     @property
     def keys(self) -> Keys:

@@ -4,6 +4,8 @@
     python -m tests.sim --seeds 0-999       these
     python -m tests.sim --minutes M         new ones, on all cores
 
+``--shape 3x3`` has all of them played by 3 masters with 3 replicas each.
+
 Exits with 1 when a seed fails, and says how to play it again.
 """
 
@@ -24,7 +26,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     report = Report()
     if options.seed is not None:
-        outcome = played(options.seed, traced=options.trace)
+        outcome = played(options.seed, traced=options.trace, fixed=options.shape)
         for at_s, what, how in outcome.trace:
             print(f"{at_s!r} {what} {how}")
         report.add(outcome)
@@ -35,7 +37,8 @@ def main(arguments: list[str]) -> int:
         if options.seeds is not None:
             first, _, last = options.seeds.partition("-")
             seeds = iter(range(int(first), int(last or first) + 1))
-        for outcome in search(seeds, options.minutes or ENDLESS, options.jobs, report):
+        minutes = options.minutes or ENDLESS
+        for outcome in search(seeds, minutes, options.jobs, report, options.shape):
             if outcome.fault is not None:
                 print(f"seed {outcome.seed} fails: {last_line(outcome.fault)}", flush=True)
             if len(report.failed) >= FAILED_MAX:
@@ -47,6 +50,11 @@ def main(arguments: list[str]) -> int:
     return 1 if report.failed else 0
 
 
+def _shape(text: str) -> tuple[int, int]:
+    masters, _, replicas = text.partition("x")
+    return int(masters), int(replicas)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.sim", description=__doc__,
@@ -56,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--seed", type=int, help="play this one here")
     what.add_argument("--seeds", metavar="A-B", help="play these")
     what.add_argument("--minutes", type=float, help="play new ones for so long")
+    parser.add_argument("--shape", type=_shape, metavar="MxR", help="masters, replicas for each")
     parser.add_argument("--trace", action="store_true", help="with --seed: print what happened")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     return parser

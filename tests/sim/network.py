@@ -8,6 +8,7 @@ swallows what is on its way.
 import asyncio
 import dataclasses
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ CONNECT_S = 2.0
 RESET_S = 0.5
 INSTANT_S = 1e-6
 """Between two parts of an answer: timers of one moment may run in any order."""
+AT_ONCE = {f"{PREFIX}/{name}" for name in ("heartbeat", "commands", "reached", "hot")}
+"""Nodes answer these without a task."""
 CONNECTED_BEFORE = 0.5
 """The chance that a request to somebody behind a cut goes out on a connection from before it."""
 
@@ -81,6 +84,8 @@ class Site:
         self.process: Process | None = None
         self.serve: Callable[[Exchange], Awaitable[None]]
         """Answers an exchange; runs in the process."""
+        self.serve_at_once: Callable[[Exchange], None]
+        """The same for those ``AT_ONCE``."""
 
 
 class Exchange:
@@ -88,17 +93,30 @@ class Exchange:
 
     def __init__(self, network: "Network", source: str, target: str, request: Request) -> None:
         self.request = request
-        self.gone = asyncio.Event()
-        """Set when nobody waits for the answer any more."""
         self._network = network
         self.source = source
         self._target = target
-        self._parts: asyncio.Queue[Any] = asyncio.Queue()
+        self._gone: asyncio.Event | None = None
+        self._is_abandoned = False
+        self._parts: deque[Any] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+        """Of the asking side."""
         self._last_at = 0.0
         self.is_mute = False
         """Does the answer go nowhere?"""
         self.is_doubled = False
         self._is_lost = False
+
+    @property
+    def gone(self) -> asyncio.Event:
+        """Set when nobody waits for the answer any more. Most answers are over before somebody
+        asks for this.
+        """
+        if self._gone is None:
+            self._gone = asyncio.Event()
+            if self._is_abandoned:
+                self._gone.set()
+        return self._gone
 
     def send(self, part: Any) -> None:
         """The answering side: (status, headers), then pieces of the body, then ``None``."""
@@ -123,32 +141,54 @@ class Exchange:
         # Where something of an answer is lost, nothing that follows it arrives.
         self._is_lost |= not self._network.arrives(self._target, self.source)
         if not self._is_lost:
-            for part in parts:
-                self._parts.put_nowait(part)
+            self._parts.extend(parts)
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _break(self) -> None:
+        self._parts.append(Broken("reset", sent=True))
+        self._wake()
 
     def reset(self, after_s: float = 0.0) -> None:
         """The connection breaks; what is on its way by then arrives before."""
         self.is_mute = True
         after_s = max(after_s, self._last_at + INSTANT_S - self._network.loop.now_s)
-        self._network.loop.later(after_s, self._parts.put_nowait, Broken("reset", sent=True))
+        self._network.loop.later(after_s, self._break)
 
     def abandon(self) -> None:
         """The asking side goes away."""
-        self._network.loop.later(self._network.delay(), self.gone.set)
+        self._network.loop.later(self._network.delay(), self._abandoned)
+
+    def _abandoned(self) -> None:
+        self._is_abandoned = True
+        if self._gone is not None:
+            self._gone.set()
 
     async def receive(self, silence_s: float) -> Any:
         """The asking side: the next part; raises ``Broken``."""
-        if self._parts.empty():
-            try:
-                async with asyncio.timeout(silence_s):
-                    part = await self._parts.get()
-            except TimeoutError:
-                raise Broken("gave no answer in time", sent=True) from None
-        else:
-            part = self._parts.get_nowait()
+        if not self._parts:
+            await self._arrives_within(silence_s)
+        part = self._parts.popleft()
         if isinstance(part, Broken):
             raise part
         return part
+
+    async def _arrives_within(self, silence_s: float) -> None:
+        loop = self._network.loop
+        self._waiting = loop.create_future()
+        alarm = loop.call_later(silence_s, self._give_up)
+        try:
+            await self._waiting
+        finally:
+            alarm.cancel()
+            self._waiting = None
+
+    def _give_up(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(Broken("gave no answer in time", sent=True))
 
 
 class Network:
@@ -257,10 +297,12 @@ class Network:
             exchange.source, site.name
         ):
             process.at_death.append(exchange.reset)
-            task = process.start(_answer(site, exchange))
-            task.add_done_callback(
-                lambda _: process.at_death.remove(exchange.reset), context=self.loop.nobody
-            )
+            if exchange.request.path in AT_ONCE:
+                self.loop.call_soon(
+                    _answer_at_once, site, exchange, process, context=process.new_context()
+                )
+            else:
+                process.start(_answer(site, exchange, process))
 
     async def ask(self, source: str, target: str, request: Request, within_s: float) -> Reply:
         """A whole answer; raises ``Broken``."""
@@ -283,12 +325,24 @@ def _remove(cuts: list[Any], pairs: Any) -> None:
             return
 
 
-async def _answer(site: Site, exchange: Exchange) -> None:
+def _answer_at_once(site: Site, exchange: Exchange, process: Process) -> None:
+    try:
+        site.serve_at_once(exchange)
+    except Exception:
+        exchange.reset()
+        raise
+    finally:
+        process.at_death.remove(exchange.reset)
+
+
+async def _answer(site: Site, exchange: Exchange, process: Process) -> None:
     try:
         await site.serve(exchange)
     except Exception:
         exchange.reset()
         raise
+    finally:
+        process.at_death.remove(exchange.reset)
 
 
 class SimLink:

@@ -199,6 +199,7 @@ class Node:
         """May its file lack what it contained before, or what others have known for long?"""
         self.site = cluster.network.add(self.name)
         self.site.serve = lambda exchange: front.answer(self, exchange)
+        self.site.serve_at_once = lambda exchange: front.answer_peer(self, exchange)
         self.config: Config
 
     @property

@@ -6,7 +6,7 @@ import random
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
@@ -21,6 +21,10 @@ AHEAD = 2
 """Seeds that wait for each process."""
 
 
+Shape = tuple[int, int]
+"""(masters, replicas for each)."""
+
+
 class Outcome(NamedTuple):
     """One run. ``fault``: the whole story, if it failed."""
 
@@ -32,11 +36,13 @@ class Outcome(NamedTuple):
     struck: dict[str, int]
     fault: str | None = None
     trace: tuple[tuple[float, str, int], ...] = ()
+    shape: Shape = (0, 0)
 
 
-def played(seed: int, *, traced: bool = False) -> Outcome:
-    """Play a seed's run."""
-    body, shape = storm(seed)
+def played(seed: int, *, traced: bool = False, fixed: Shape | None = None) -> Outcome:
+    """Play a seed's run, in its own shape or in another one."""
+    body, shape = storm(seed, fixed)
+    dimensions = (shape["masters"], shape["replicas"])
     made: list[Any] = []
     fault: str | None = None
     began = time.process_time()
@@ -48,11 +54,12 @@ def played(seed: int, *, traced: bool = False) -> Outcome:
     if not gc.isenabled():
         gc.collect()
     if not made:
-        return Outcome(seed, 0.0, 0.0, 0, 0, {}, fault)
+        return Outcome(seed, 0.0, 0.0, 0, 0, {}, fault, shape=dimensions)
     (c,) = made
     return Outcome(
         seed, c.loop.now_s, time.process_time() - began, c.acts,
         sum(map(len, c.history.writes.values())), c.struck, fault, tuple(c.trace) if traced else (),
+        dimensions,
     )  # fmt: skip
 
 
@@ -61,8 +68,8 @@ class Report:
 
     def __init__(self) -> None:
         self.runs = 0
-        self.simulated_s = 0.0
-        self.cpu_s = 0.0
+        self.simulated_s: defaultdict[Shape, float] = defaultdict(float)
+        self.cpu_s: defaultdict[Shape, float] = defaultdict(float)
         self.acts = 0
         self.writes = 0
         self.struck: Counter[str] = Counter()
@@ -70,8 +77,8 @@ class Report:
 
     def add(self, outcome: Outcome) -> None:
         self.runs += 1
-        self.simulated_s += outcome.simulated_s
-        self.cpu_s += outcome.cpu_s
+        self.simulated_s[outcome.shape] += outcome.simulated_s
+        self.cpu_s[outcome.shape] += outcome.cpu_s
         self.acts += outcome.acts
         self.writes += outcome.writes
         self.struck.update(outcome.struck)
@@ -80,15 +87,25 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """For people."""
-        per_minute = self.simulated_s / self.cpu_s if self.cpu_s else 0.0
+        simulated_s, cpu_s = sum(self.simulated_s.values()), sum(self.cpu_s.values())
         yield (
-            f"{self.runs} seeds, {len(self.failed)} failed; {self.simulated_s / 3600:.2f} simulated"
-            f" hours in {self.cpu_s / 60:.2f} minutes of CPU: {per_minute / 60:.2f} hours a minute"
+            f"{self.runs} seeds, {len(self.failed)} failed; {simulated_s / 3600:.2f} simulated"
+            f" hours in {cpu_s / 60:.2f} minutes of CPU:"
+            f" {_hours(simulated_s, cpu_s)} hours a minute"
         )
+        for masters, replicas in sorted(self.cpu_s, reverse=True):
+            shape = (masters, replicas)
+            per_minute = _hours(self.simulated_s[shape], self.cpu_s[shape])
+            yield f"  {masters} masters with {replicas} replicas: {per_minute} hours a minute"
         yield f"{self.acts} requests, {self.writes} writes, {sum(self.struck.values())} faults:"
         yield "  " + ", ".join(f"{kind} {count}" for kind, count in sorted(self.struck.items()))
         for seed, fault in sorted(self.failed.items()):
             yield f"python -m tests.sim --seed {seed}    # {last_line(fault)}"
+
+
+def _hours(simulated_s: float, cpu_s: float) -> str:
+    """Simulated hours that a minute of CPU gets through."""
+    return f"{simulated_s / cpu_s / 60 if cpu_s else 0.0:.2f}"
 
 
 def last_line(fault: str) -> str:
@@ -105,7 +122,9 @@ def new_seeds() -> Iterator[int]:
         first += 1
 
 
-def search(seeds: Iterable[int], minutes: float, jobs: int, report: Report) -> Iterator[Outcome]:
+def search(
+    seeds: Iterable[int], minutes: float, jobs: int, report: Report, fixed: Shape | None = None
+) -> Iterator[Outcome]:
     """Play seeds until they or the time end; each as it ends."""
     until = time.monotonic() + minutes * 60
     coming = iter(seeds)
@@ -116,7 +135,7 @@ def search(seeds: Iterable[int], minutes: float, jobs: int, report: Report) -> I
                 seed = next(coming, None)
                 if seed is None:
                     break
-                waiting.add(pool.submit(played, seed))
+                waiting.add(pool.submit(played, seed, fixed=fixed))
             if not waiting:
                 return
             ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)

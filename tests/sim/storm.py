@@ -30,10 +30,13 @@ CLOSED_S = 60.0
 Body = Callable[[Cluster], Awaitable[None]]
 
 
-def storm(seed: int) -> tuple[Body, dict[str, Any]]:
-    """The run of this seed: (what happens, the cluster's shape)."""
+def storm(seed: int, fixed: tuple[int, int] | None = None) -> tuple[Body, dict[str, Any]]:
+    """The run of this seed: (what happens, the cluster's shape); ``fixed`` is a shape that is not
+    drawn.
+    """
     rng = random.Random(seed)
-    masters, replicas = rng.choice(SHAPES)
+    drawn = rng.choice(SHAPES)
+    masters, replicas = fixed or drawn
     kinds = _drawn(rng, faults.ALL, 1, KINDS_MAX)
     works = _drawn(rng, workloads.ALL, 3, len(workloads.ALL))
     shape = {

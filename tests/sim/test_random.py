@@ -131,10 +131,11 @@ def test_a_seed_plays_again_exactly(seed: int) -> None:
 
 def test_a_search_plays_each_seed_once_and_reports(capsys: pytest.CaptureFixture[str]) -> None:
     """In processes of their own, with how much time they got through."""
-    assert search_main(["--seeds", "5-6", "--jobs", "2"]) == 0
+    assert search_main(["--seeds", "5-6", "--jobs", "2", "--shape", "2x1"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("2 seeds, 0 failed; ")
-    assert "hours a minute" in said
+    assert "  2 masters with 1 replicas: " in said
+    assert said.count("hours a minute") == 2
 
 
 def test_a_seed_that_fails_is_reported_with_how_to_play_it_again(

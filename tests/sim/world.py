@@ -36,16 +36,30 @@ class _Silent(selectors.SelectSelector):
 
 
 class _Step(asyncio.TimerHandle):
-    """A callback that is to run, perhaps at a time; of a process, or of nobody."""
+    """A callback that is to run, perhaps at a time; of a process, or of nobody.
+
+    Made and run in one go each: this is what a simulation does most.
+    """
 
     __slots__ = ("process",)
 
     def __init__(
-        self, when: float, callback: Callable[..., Any], args: tuple[Any, ...], loop: "SimLoop",
-        context: contextvars.Context,
+        self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context,
+        when: float,
     ) -> None:  # fmt: skip
-        super().__init__(when, callback, args, loop, context)
+        self._callback: Callable[..., Any] | None = callback
+        self._args: Any = args
+        self._context = context
+        self._when = when
+        self._cancelled = False
         self.process: Process | None = context.get(_PROCESS)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = self._args = None
+
+    def __repr__(self) -> str:
+        return f"<step at {self._when} {self._callback}>"
 
 
 class SimLoop(asyncio.SelectorEventLoop):
@@ -69,7 +83,7 @@ class SimLoop(asyncio.SelectorEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:  # fmt: skip
         context = contextvars.copy_context() if context is None else context
-        step = _Step(self.now_s, callback, args, self, context)
+        step = _Step(callback, args, context, self.now_s)
         self._steps.append(step)
         return step
 
@@ -78,16 +92,25 @@ class SimLoop(asyncio.SelectorEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:  # fmt: skip
         context = contextvars.copy_context() if context is None else context
-        step = _Step(when, callback, args, self, context)
+        step = _Step(callback, args, context, when)
         self._timers_set += 1
         heappush(self._timers, (when, self._timers_set, step))
         return step
+
+    def call_later(
+        self, delay: float, callback: Callable[..., Any], *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:  # fmt: skip
+        return self.call_at(self.now_s + delay, callback, *args, context=context)
 
     def call_soon_threadsafe(
         self, callback: Callable[..., Any], *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:  # fmt: skip
         return self.call_soon(callback, *args, context=context)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
 
     def later(self, delay_s: float, callback: Callable[..., Any], *args: Any) -> None:
         """Have something happen that belongs to no process."""
@@ -97,28 +120,37 @@ class SimLoop(asyncio.SelectorEventLoop):
         """What was held may run now, in its order."""
         self._steps.extend(held)
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It stays where it is, and does nothing when its time comes."""
-
     def _run_once(self) -> None:
-        """In place of asyncio's: jumps to the next timer instead of waiting for it."""
+        """In place of asyncio's, until it is stopped: jumps to the next timer instead of waiting
+        for it.
+        """
         steps, timers = self._steps, self._timers
-        if not steps and not self._stopping:
-            while timers and timers[0][2]._cancelled:
-                heappop(timers)
-            if not timers:
-                raise Stuck
-            self.now_s = max(self.now_s, timers[0][0])
-        while timers and timers[0][0] <= self.now_s:
-            steps.append(heappop(timers)[2])
-        for _ in range(len(steps)):
-            step = steps.popleft()
-            if step._cancelled:
-                continue
-            if step.process is None or step.process.is_running:
-                step._run()
-            else:
-                step.process.held.append(step)
+        while True:
+            if not steps and not self._stopping:
+                while timers and timers[0][2]._cancelled:
+                    heappop(timers)
+                if not timers:
+                    raise Stuck
+                self.now_s = max(self.now_s, timers[0][0])
+            while timers and timers[0][0] <= self.now_s:
+                steps.append(heappop(timers)[2])
+            for _ in range(len(steps)):
+                step = steps.popleft()
+                if step._cancelled:
+                    continue
+                process = step.process
+                if process is None or process.is_running:
+                    try:
+                        step._context.run(step._callback, *step._args)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as fault:
+                        said = f"Exception in {step}"
+                        self.call_exception_handler({"message": said, "exception": fault})
+                else:
+                    process.held.append(step)
+            if self._stopping:
+                return
 
 
 class Process:
@@ -138,10 +170,14 @@ class Process:
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin something in this process."""
-        task = self._loop.create_task(work, context=self._context.copy())
+        task = self._loop.create_task(work, context=self.new_context())
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop, context=self._loop.nobody)
         return task
+
+    def new_context(self) -> contextvars.Context:
+        """For a step of this process."""
+        return self._context.copy()
 
     @property
     def tasks(self) -> int:

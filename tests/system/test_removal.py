@@ -107,3 +107,27 @@ def test_a_live_replica_that_is_removed_ends(own: Cluster) -> None:
     assert not is_alive(pid)
     last = remove(own, "m1-r1")
     assert (last.returncode, "only node that serves clients" in last.stderr) == (1, True)
+
+
+def test_a_node_is_removed_by_url(own: Cluster) -> None:
+    """As the operator of a cluster that spans machines does it: no folder is touched, and what is
+    left to do is said.
+    """
+    added = divandb("add", "replica", "--to", "m2", "--data", str(own.data), **own.environment)
+    assert added.returncode == 0, added.stderr
+    name = added.stdout.split()[0]
+    own.await_converged()
+    (url,) = [one["url"] for one in own.cluster["nodes"] if one["name"] == "m1"]
+
+    def by_url(node: str) -> Any:
+        return divandb("remove", node, "--url", url, DIVANDB_ADMIN=own.credentials)
+
+    refused = by_url("m2")
+    assert (refused.returncode, "owns m2" in refused.stderr) == (1, True), refused.stderr
+    done = by_url(name)
+    assert (done.returncode, done.stdout) == (0, f"{name} is removed\n"), done.stderr
+    assert "files of the board and of other nodes" in done.stderr
+    own.await_true(lambda: not is_heard(own, name))
+    again = by_url(name)
+    assert (again.returncode, f"no node {name}" in again.stderr) == (1, True), again.stderr
+    assert name in {one["name"] for one in own.cluster["nodes"]}

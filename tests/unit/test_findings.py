@@ -31,7 +31,7 @@ def counts(found: Findings) -> tuple[int, int, int]:
 
 def test_a_damaged_document_counts_once_until_it_is_mended(found: Findings, log: Lines) -> None:
     for _ in range(3):
-        found.note_damaged(KEY, "wrong", {1: 1})
+        found.note_damaged(KEY, "wrong", {1: 1}, 0.0)
     assert counts(found) == (1, 0, 1)
     told(found, Outcome.LATER)
     assert counts(found) == (1, 0, 1)
@@ -41,6 +41,31 @@ def test_a_damaged_document_counts_once_until_it_is_mended(found: Findings, log:
     assert [(one.what, one.peer) for one in found.since(0)] == [("wrong", ""), ("mended", "m2")]
     assert [one.what for one in found.since(1)] == ["mended"]
     assert found.since(2) == []
+
+
+def test_who_read_a_row_before_it_was_mended_does_not_count_it_again(log: Lines) -> None:
+    clock = StillClock()
+    found = Findings(clock, log)
+    began = clock.monotonic()
+    found.note_damaged(KEY, "wrong", {}, began)
+    told(found, Outcome.MENDED)
+    found.note_damaged(KEY, "wrong", {}, began)
+    assert counts(found) == (1, 1, 0)
+    found.note_damaged(KEY, "wrong", {}, began + 1)
+    assert counts(found) == (2, 1, 1)
+
+
+def test_what_was_mended_is_remembered_of_the_last_alone(
+    log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "MENDED_MAX", 1)
+    clock = StillClock()
+    found = Findings(clock, log)
+    for key in ("da", "db"):
+        told(found, Outcome.MENDED, key=key)
+    for key in ("da", "db"):
+        found.note_damaged(("x", 1, key), "wrong", {}, clock.monotonic())
+    assert list(found.damaged) == [("x", 1, "da")]
 
 
 def test_a_disputed_one_counts_once_until_it_is_the_same(found: Findings, log: Lines) -> None:
@@ -60,8 +85,8 @@ def test_a_disputed_one_counts_once_until_it_is_the_same(found: Findings, log: L
 
 def test_what_a_later_reading_finds_sound_is_not_damaged_any_more(found: Findings) -> None:
     for key in ("da", "db"):
-        found.note_damaged(("x", 1, key), "wrong", {})
-    found.note_damaged(("y", 1, "da"), "wrong", {})
+        found.note_damaged(("x", 1, key), "wrong", {}, 0.0)
+    found.note_damaged(("y", 1, "da"), "wrong", {}, 0.0)
     found.note_sound("x", 1, ["db"])
     assert list(found.damaged) == [("x", 1, "db"), ("y", 1, "da")]
     assert len(found.names_open(1)) == 1
@@ -70,7 +95,7 @@ def test_what_a_later_reading_finds_sound_is_not_damaged_any_more(found: Finding
 def test_what_is_known_is_bounded(found: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings, "OPEN_MAX", 2)
     for number in range(4):
-        found.note_damaged(("x", 1, f"d{number}"), "wrong", {})
+        found.note_damaged(("x", 1, f"d{number}"), "wrong", {}, 0.0)
         told(found, Outcome.DISPUTED, key=f"e{number}")
     assert found.open == 2
 

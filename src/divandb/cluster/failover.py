@@ -142,8 +142,8 @@ class Failover:
 
     async def _remember(self) -> None:
         """The file knows the owners, so that a restart does not go back to former ones."""
-        known = dict(self._tenure.owners)
-        if known != self._written:
+        if self._tenure.owners != self._written:
+            known = dict(self._tenure.owners)
             await self._execute(lambda ledger: succession.set_owners(ledger.connection, known), 0)
             self._written = known
 

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ OPEN_MAX = 1000
 LINES_MAX = 100
 LINES_S = 3600.0
 """So many lines are logged in such a time; all are counted."""
+MENDED_MAX = 1000
+"""Documents that are remembered as mended, for who has read their rows before."""
 FINDINGS_MAX = 1000
 """Findings that a report can name, the latest."""
 
@@ -66,6 +69,8 @@ class Findings:
         self.damaged: dict[Key, Damaged] = {}
         self.disputed: dict[Key, str] = {}
         """What differs and could not be mended → from whom it differs."""
+        self._mended: dict[Key, float] = {}
+        """The last that were mended, and when, on the monotonic clock."""
         self.count = 0
         """Of all findings ever."""
         self._lines = 0
@@ -81,9 +86,11 @@ class Findings:
         """Those after the first ``count``, as far as they are kept."""
         return list(self._latest)[-(self.count - count) :] if self.count > count else []
 
-    def note_damaged(self, key: Key, fault: str, needs: Vector) -> None:
-        """A row is not what was written."""
-        if key in self.damaged or self.open >= OPEN_MAX:
+    def note_damaged(self, key: Key, fault: str, needs: Vector, began: float) -> None:
+        """A row is not what was written, or was not when ``began`` (monotonic, seconds) was: one
+        that was mended since is not damaged again.
+        """
+        if key in self.damaged or self.open >= OPEN_MAX or self._mended.get(key, -inf) >= began:
             return
         self.totals.divergent_documents += 1
         self.damaged[key] = Damaged(fault, needs)
@@ -114,12 +121,19 @@ class Findings:
                 if outcome is Outcome.MENDED:
                     self.totals.divergent_documents += not known
                     self.totals.mended_documents += 1
+                    self._note_mended(key)
                     self._tell(key, outcome, peer)
             elif outcome is Outcome.DISPUTED and key not in self.disputed:
                 self.totals.divergent_documents += 1
                 if self.open < OPEN_MAX:
                     self.disputed[key] = peer
                 self._tell(key, outcome, peer)
+
+    def _note_mended(self, key: Key) -> None:
+        self._mended.pop(key, None)
+        self._mended[key] = self._clock.monotonic()
+        if len(self._mended) > MENDED_MAX:
+            del self._mended[next(iter(self._mended))]
 
     def note_same(self, name: str, peer: str) -> None:
         """A database is the same here and there."""

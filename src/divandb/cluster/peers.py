@@ -139,6 +139,12 @@ class Peer:
         self.beats = -1
         """Heartbeats sent."""
 
+    def note_heard(self, moment: float) -> None:
+        """It lived then; monotonic, seconds."""
+        if self.heard is None or moment > self.heard:
+            self.heard = moment
+            self.suspicion.heard(moment)
+
     def note_answer(self) -> None:
         """The heartbeat under way has its answer, or never will."""
         self.asked = None
@@ -363,10 +369,19 @@ class Peers:
             peer.member = member
             peer.refuses = False
         peer.started_ms = max(peer.started_ms, started_ms)
-        if heard is not None and (peer.heard is None or heard > peer.heard):
-            peer.heard = heard
-            peer.suspicion.heard(heard)
+        if heard is not None:
+            peer.note_heard(heard)
         return peer
+
+    def _take_seen(self, seen: Seen, heard: float) -> Peer | None:
+        peer = self._known.get(seen.name)
+        if (
+            peer is not None and seen.started_ms <= peer.started_ms
+        ):  # nothing new but a sign of life
+            peer.note_heard(heard)
+            return peer
+        member = Member(seen.name, seen.role, seen.slot, seen.url, seen.zone)
+        return self._take(member, seen.started_ms, heard)
 
     # Heartbeats
 
@@ -531,8 +546,7 @@ class Peers:
             self._learn_successor(said[0], told)
         teller = None
         for index, seen in enumerate(said if is_master else said[:1]):
-            member = Member(seen.name, seen.role, seen.slot, seen.url, seen.zone)
-            peer = self._take(member, seen.started_ms, as_of - seen.age_ms / 1000)
+            peer = self._take_seen(seen, as_of - seen.age_ms / 1000)
             if index == 0 and peer is not None:
                 peer.vector = self._progress.closings.expand(told.vector)
                 peer.load_ms, peer.lag_ms = told.load_ms, told.lag_ms

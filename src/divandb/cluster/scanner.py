@@ -124,8 +124,9 @@ class Scanner:
         async with self._one, reader(self._disk, self._offload) as connection:
             for _ in range(ATTEMPTS_MAX):
                 damaged: dict[str, str] = {}
+                began = self._clock.monotonic()
                 wrong = await self._attempt(connection, num, damaged)
-                await self._note(name, generation, damaged)
+                await self._note(name, generation, damaged, began)
                 if wrong is None:
                     continue
                 self._findings.note_sound(name, generation, damaged)
@@ -162,10 +163,12 @@ class Scanner:
         wrong: bool | None = await self._execute(functools.partial(scanning.finish, num=num), 0)
         return wrong
 
-    async def _note(self, name: str, generation: int, damaged: dict[str, str]) -> None:
+    async def _note(
+        self, name: str, generation: int, damaged: dict[str, str], began: float
+    ) -> None:
         if not damaged:
             return
         needs = await self._execute(mending.might_hold, 0)
         for key, fault in damaged.items():
-            self._findings.note_damaged((name, generation, key), fault, needs)
+            self._findings.note_damaged((name, generation, key), fault, needs, began)
         self.damage_found()
