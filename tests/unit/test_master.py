@@ -82,7 +82,7 @@ def test_a_commit_stands_though_the_disk_refuses_what_comes_after(tmp_path: Path
     store.close()
 
 
-@pytest.mark.parametrize("parent", ["1-", '1-a"b', "1-a\r\nb", "1-é"])
+@pytest.mark.parametrize("parent", ['1-a"b', "1-a\r\nb", "1-é"])
 def test_an_unknown_parent_has_a_name_that_a_revision_can_have(tmp_path: Path, parent: str) -> None:
     """Other nodes would not take the event of a child with such an ancestor."""
     store = Store(tmp_path)
