@@ -320,20 +320,24 @@ async def _settle(parts: Parts, role: Role, boards: _Boards, *, is_new: bool) ->
     estate, relay = role.estate, role.relay
     assert estate is not None and relay is not None
     if is_new:
-        end = await _end_of_own(parts, boards)
         applier = _applier(parts, boards.board, boards.shared, boards.partition, relay, estate)
+        identity, end = await _end_of_own(parts, boards)
         async with _running([parts.there(applier.run())]):
-            while applier.position.next < end:
+            while (at := applier.position).identity != identity or at.next < end:
                 await asyncio.sleep(POLL_S)
+                if at.identity != identity or (applier.end or end) < end:
+                    # A board that has lost some of its log, or all, will never be so far.
+                    identity, end = await _end_of_own(parts, boards)
     await estate.run()
 
 
-async def _end_of_own(parts: Parts, boards: _Boards) -> int:
+async def _end_of_own(parts: Parts, boards: _Boards) -> tuple[str, int]:
+    """The log's identity, and how far the slot's own partition goes."""
     trouble = Trouble(parts.log, "the board cannot be described")
     while True:
         try:
             info = await boards.board.describe(boards.shared)
-            return info.partitions[boards.partition].end
+            return info.identity, info.partitions[boards.partition].end
         except BoardError as fault:
             trouble.met(fault, asyncio.get_running_loop().time())
             await asyncio.sleep(BEGIN_AGAIN_S)

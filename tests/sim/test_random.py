@@ -99,6 +99,7 @@ FAILED_ONCE = {
     90: "a disk was full while its node was down: looking into its file needed room",
     1072: "a process was killed while its disk was full",
     1085: "a master's disk was put back: a watermark that could not be reached held up all others",
+    441: "a new owner waited for the end of a log that the board had lost meanwhile",
     1096: "the only master lost its folder, and asked none of its replicas for what they had",
 }
 """Seeds, with what was wrong; the named scenarios of those that were the database's are in
