@@ -1,35 +1,29 @@
 """Thirteen processes: they start, answer, agree, stop, start again, and know who may do what."""
 
-import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from divandb.board.base import BoardError, EventBoard
-from divandb.clock import SystemRng
 from divandb.cluster import messages, topics, trust
 from divandb.cluster.messages import Heartbeat, Seen
-from divandb.config import BoardAccess
 from divandb.datadir import NodeRecord
-from divandb.follow import open_board
 from tests.running import BOARD, Cluster, clustered, divandb
 from tests.system.load import load
+from tests.system.rights import BoardClient, secret_of
 from tests.system.wire import faults
 
 START_S_MAX = 15.0
 """The aim is 1.5 s; more are allowed to a machine that does something else besides."""
-MESSAGE = b"x"
 
 
 @pytest.fixture(scope="module")
 def secret(cluster: Cluster) -> bytes:
     """The cluster's secret, which everything comes from."""
-    return bytes.fromhex((cluster.data / "secret").read_text().strip())
+    return secret_of(cluster)
 
 
 def test_thirteen_processes_start_answer_stop_and_start_again(tmp_path: Path) -> None:
@@ -121,41 +115,6 @@ def test_every_node_says_who_it_is_and_whom_it_hears(cluster: Cluster) -> None:
 
 
 # --- Rule 3: who may open which board
-
-
-class BoardClient:
-    """The boards, with a principal's credentials; answers are HTTP's statuses."""
-
-    def __init__(self, cluster: Cluster, secret: bytes, principal: str) -> None:
-        self.cluster_id = trust.keys_of(secret, "", "", "", is_master=False).cluster
-        broker = cluster.broker
-        url = cluster.record(BOARD)["url"] if broker is None else broker.ensemble.url
-        self._access = BoardAccess(url, principal, trust.board_secret(secret, principal))
-
-    def read(self, topic: str, partition: int = 0) -> int:
-        """The status of reading."""
-        return self._asked(lambda board: board.read(topic, partition, 0, bytes_max=1, wait_s=0))
-
-    def write(self, topic: str, partition: int = 0) -> int:
-        """The status of writing."""
-        return self._asked(lambda board: board.publish(topic, partition, [MESSAGE]))
-
-    def describe(self, topic: str) -> int:
-        """The status of asking about a topic."""
-        return self._asked(lambda board: board.describe(topic))
-
-    def _asked(self, ask: Callable[[EventBoard], Awaitable[object]]) -> int:
-        async def run() -> int:
-            board = open_board(self._access, SystemRng(), None)
-            try:
-                await ask(board)
-            except BoardError as problem:
-                return problem.status
-            finally:
-                await board.close()
-            return 200
-
-        return asyncio.run(run())
 
 
 def test_a_replica_may_open_nothing_but_its_own_groups_board(

@@ -31,6 +31,7 @@ from divandb.cluster import topics, trust
 from divandb.config import BoardAccess, Member
 from tests.running import BOARD, KAFKA, Cluster, clustered, divandb
 from tests.system.load import load
+from tests.system.rights import secret_of
 from tests.system.test_cluster_documents import (  # noqa: F401 - run here, too
     test_three_thousand_movies_are_complete_and_identical_on_all_nodes,
 )
@@ -77,10 +78,6 @@ def db(request: pytest.FixtureRequest) -> str:
 
 
 # The boards, from outside
-
-
-def secret_of(cluster: Cluster) -> bytes:
-    return bytes.fromhex((cluster.data / "secret").read_text().strip())
 
 
 def id_of(cluster: Cluster) -> str:

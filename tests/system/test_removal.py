@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from divandb.cluster import topics
 from divandb.datadir import is_alive
 from tests.running import Cluster, clustered, divandb
+from tests.system.rights import BoardClient, secret_of
 from tests.system.wire import faults
 
 RUNS = 3
@@ -77,14 +79,18 @@ def test_an_owner_and_a_node_that_nobody_knows_are_not_removed(own: Cluster) -> 
 
 
 def test_a_dead_replica_is_removed_for_good(own: Cluster) -> None:
-    """It is not started again, not waited for, and its name is not given again."""
+    """It is not started again, not waited for, has no rights, and its name is not given again."""
     own.send("m2-r1", signal.SIGSTOP)
     own.await_true(lambda: not is_heard(own, "m2-r1"))
+    known = BoardClient(own, secret_of(own), "m2-r1")
+    replicas_board = topics.replicas(known.cluster_id, "m2")
+    assert known.read(replicas_board) == 200
     refused = remove(own, "m2-r1")
     assert (refused.returncode, "does not answer" in refused.stderr) == (1, True)
     done = remove(own, "m2-r1", "--force")
     assert (done.returncode, done.stdout) == (0, "m2-r1 is removed\n"), done.stderr
     own.replicas.remove("m2-r1")
+    own.await_true(lambda: known.read(replicas_board) == 403)
     left = {one["name"] for one in shown(own)}
     assert left == {"m1", "m2", "m1-r1"}
     assert own.request("PUT", "/db/visible?concern=visible", {}, node="m1")[0] == 201
