@@ -56,8 +56,8 @@ from divandb.revtree import Attachment, parse_rev
 from divandb.store import registers
 
 EVERYWHERE = Concern.VISIBLE
-"""What few do and everybody must see at once: a database or a design document made here is there at
-the next node.
+"""What few do and everybody must see at once: a database, a user or a design document made here is
+there at the next node.
 """
 SYSTEM_NAMES = frozenset({"_users", "_replicator", "_global_changes"})
 REPLICATOR_DB = "_replicator"
@@ -245,7 +245,7 @@ class Entry:
         if not fixed:
             return []
         writes = list(fixed.values())
-        if any(write.id.startswith("_design/") for write in writes):
+        if known.name == users.USERS_DB or any(write.id.startswith("_design/") for write in writes):
             concern = EVERYWHERE
         command = _command(known, ctx, writes)
         answers = await self.execute(command, _size(writes), concern=concern)
