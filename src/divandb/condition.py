@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -47,6 +48,8 @@ class Inside:
     shelf: Shelf
     verifier: Verifier
     indexer: Indexer
+    switching: Callable[[], list[dict[str, object]]]
+    """Versions of design documents on their way."""
     writer: Writer
     courier: Courier
     governor: Governor
@@ -105,7 +108,7 @@ def condition(inside: Inside) -> dict[str, Any]:
         "alarms": msgspec.to_builtins(inside.alarms),
         "snapshot": inside.shelf.status(),
         "verify": inside.verifier.status(),
-        "indexes": inside.indexer.status(),
+        "indexes": inside.indexer.status() | {"switching": inside.switching()},
         "peers": [_peer(peers, peer, now) for peer in peers.all()],
     }
 

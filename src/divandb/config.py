@@ -170,6 +170,12 @@ class Limits:
     more."""
     replication_backoff_ms_max: int = 600_000
     """It is never longer than this."""
+    view_wait_docs_max: int = 1_000
+    """A query of a view whose design document has changed waits for the new version in a database
+    of up to so many documents. In larger ones the version before answers until the group switches,
+    if the group has more nodes than one."""
+    view_switch_s_max: int = 60
+    """A group waits so long for a replica whose index of a new version does not grow."""
     index_share_max: float = 0.3
     """The share of its time that building indexes may use while clients ask."""
     function_ms_max: int = 5_000

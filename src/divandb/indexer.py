@@ -3,9 +3,12 @@
 One thread takes one step at a time, of whatever index is next; while clients ask, it rests after
 each (``governor``). What there is to index the databases' readers say (``Sources``): an index that
 none of them names any more is retired, once all that they name have come as far as their database.
+What takes a step at most is waited for; longer work goes on beside it, so that one large index lets
+no other one grow old.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Any
 
@@ -19,6 +22,8 @@ from divandb.store.indexes import STEP_ROWS_MAX, Built, IndexFile, Recipe
 from divandb.store.writer import as_refusal
 from divandb.telemetry import Log
 
+BUILDS_MAX = 4
+"""So many indexes that lack more than a step are brought on at a time if nobody waits."""
 LOOK_EVERY_S = 1.0
 """Changes are taken in so often, when nobody waits for them."""
 FAULT_PAUSE_S = 5.0
@@ -36,6 +41,8 @@ class Source(msgspec.Struct, frozen=True):
     recipe: Recipe
     name: str
     """The design document that it is in."""
+    is_held: bool = False
+    """Is it to wait until somebody asks for it? What there is of it is kept."""
 
 
 Sources = Callable[[Known], Sequence[Source]]
@@ -125,6 +132,10 @@ class Indexer:
         """The indexes of a database that were begun for a design document, the latest last."""
         found = [one for one in self._built.values() if (one.db, one.name) == (known.num, name)]
         return sorted(found, key=lambda one: one.num)
+
+    def holds(self, num: int, signature: bytes) -> bool:
+        """Was this index of that database begun?"""
+        return (num, signature) in self._built
 
     def is_at_work(self, known: Known, signature: bytes) -> bool:
         """Is it being brought on?"""
@@ -283,53 +294,72 @@ class Indexer:
                 await self._wake.wait()
                 self._wake.clear()
                 changed, self._changed = self._changed, set()
-                failed = await self._keep_up(changed)
+                failed, unfinished = await self._keep_up(changed)
                 await asyncio.sleep(FAULT_PAUSE_S if failed else LOOK_EVERY_S)
-                if failed:
-                    self.changed(failed)
+                if failed or unfinished:
+                    self.changed(failed | unfinished)
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _keep_up(self, nums: set[int]) -> set[int]:
-        """Have the indexes of these databases current; those of which it failed."""
+    async def _keep_up(self, nums: set[int]) -> tuple[set[int], set[int]]:
+        """Have the indexes of these databases current: those of which it failed, and those whose
+        indexes have farther to go.
+        """
         found = [self._catalog.find(name) for name in self._catalog.names()]
         living = {known.num: known for known in found if known is not None}
         failed: set[int] = set()
+        unfinished: set[int] = set()
         for num in nums:
             try:
-                await self._keep_current(num, living.get(num))
+                if not await self._keep_current(num, living.get(num)):
+                    unfinished.add(num)
             except NotFound:
                 failed.add(num)  # dropped a moment ago: the next look finds it gone
             except Exception as fault:  # queries meet it, too, and tell
                 self._log.fault("indexes cannot be kept current", fault)
                 failed.add(num)
-        return failed
+        return failed, unfinished
 
-    async def _keep_current(self, num: int, known: Known | None) -> None:
+    async def _keep_current(self, num: int, known: Known | None) -> bool:
+        """Are all of a database's indexes current? Those that fail, or are held, do not count."""
         sources = self._sources_of(known) if known is not None else []
-        failing: dict[str, DivanError] = {}
+        are_current = True
         for source in sources:
             assert known is not None
-            try:
-                await self.current(known, source)
-            except (FunctionFailed, BadRequest) as fault:
-                failing[source.name] = fault
-        await self._retire(num, {source.signature for source in sources}, failing.keys())
+            if not source.is_held and not await self._kept(known, source):
+                are_current = False
+        if are_current:
+            await self._retire(num, {source.signature for source in sources})
         while self._is_to_sweep:
             self._is_to_sweep = await self._take(self._indexes.sweep)
+        return are_current
+
+    async def _kept(self, known: Known, source: Source) -> bool:
+        """Bring an index on: has it come as far as it can?"""
+        found = self.find(known, source.signature)
+        left = self._catalog.counters(known).seq - (found.seq if found is not None else 0)
+        failure = self._failures.get((known.num, source.signature))
+        if failure is not None and self._clock.monotonic() < failure.until:
+            return True  # it is tried again with the next change, or when somebody asks
+        if left > STEP_ROWS_MAX:
+            if len(self._works) < BUILDS_MAX and not self.is_at_work(known, source.signature):
+                self.begin(known, source)
+            return False
+        with contextlib.suppress(FunctionFailed, BadRequest):  # queries meet it, too, and tell
+            await self.current(known, source)
+        return True
 
     def _sources_of(self, known: Known) -> list[Source]:
         return [source for each in self.sources for source in each(known)]
 
-    async def _retire(self, num: int, used: Set[bytes], failing: Set[str]) -> None:
-        """Indexes that are not used any more go; but for those whose next version is failing."""
-        gone = [one for (db, sign), one in self._built.items() if db == num and sign not in used]
+    async def _retire(self, num: int, used: Set[bytes]) -> None:
+        """Indexes that are not used any more go."""
         gone = [
             one
-            for one in gone
-            if (num, one.signature) not in self._works and one.name not in failing
+            for (db, sign), one in self._built.items()
+            if db == num and sign not in used and (num, sign) not in self._works
         ]
         self._failures = {
             key: failure

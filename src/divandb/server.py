@@ -45,6 +45,7 @@ from divandb.cluster.progress import Progress, Reach
 from divandb.cluster.scanner import Scanner
 from divandb.cluster.snapshots import Shelf
 from divandb.cluster.verifier import Verifier
+from divandb.cluster.versions import Versions
 from divandb.cluster.warming import Warming
 from divandb.cluster.witness import Witness
 from divandb.commands import Job
@@ -421,6 +422,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             governor.pace(Work.PROOFS), clock, log,
         )  # fmt: skip
         witness.differs, witness.doubted = verifier.notice, scanner.doubt
+        versions = Versions(peers, viewer, clock, limits, log)
+        viewer.is_alone, viewer.is_last = versions.is_alone, versions.is_last
         needs = Needs(progress, peers, fetcher.fetch, limits)
         functions_pool = ThreadPoolExecutor(1, thread_name_prefix="functions")
         stack.callback(functions_pool.shutdown, cancel_futures=True)
@@ -463,7 +466,8 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         )  # fmt: skip
         inside = Inside(
             config, started_ms, progress, peers, role, fetcher, gatherer, shelf, verifier, indexer,
-            writer, courier, governor, replica.hot, drain, ledger.alarms, reading, clock,
+            viewer.switching, writer, courier, governor, replica.hot, drain, ledger.alarms, reading,
+            clock,
         )  # fmt: skip
         warming = Warming(peers, replica, governor.pace(Work.COPIES), clock)
         hall = Hall()
@@ -514,6 +518,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             forwarder=forwarder,
             witness=witness,
             verifier=verifier,
+            versions=versions,
             give=giver.give,
             carry_out=desk.submit,
             failover=failover,
@@ -570,6 +575,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         stack.callback(building.close)  # before the threads that may wait for them are
         stack.callback(asking.close)
         await stack.enter_async_context(_background(indexer.run()))
+        await stack.enter_async_context(_background(versions.run()))
         senses = Senses(
             governor, lambda: node.asked(),
             lambda: progress.lag(limits.silent_slot_ms)[0], Machine(clock).look, log,

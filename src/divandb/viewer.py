@@ -4,13 +4,14 @@
     rows                        ──►  a page at a time, `store.rows`
     reductions                  ──►  in SQL where that is exact, else of rows, a group at a time
 
-While a new version of a design document is being built, queries that do not wait for it are
-answered by the one before, which stays until the new one has come as far as the database was.
+While a new version of a design document is being built, the one before answers: it is kept current
+beside it, until the node's group switches (``switching``, ``cluster.versions``).
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ import orjson
 
 from divandb.catalog import Catalog, Known
 from divandb.clock import Clock
+from divandb.cluster.versions import Version
 from divandb.config import Limits
 from divandb.designs import Design, Designs
 from divandb.errors import Busy, DivanError, NotFound, TookTooLong
@@ -29,6 +31,7 @@ from divandb.store import rows
 from divandb.store.file import Connection
 from divandb.store.indexes import Built, Entry, Recipe
 from divandb.store.rows import PIECE_BYTES_MAX
+from divandb.switching import Build, Verdict
 from divandb.views import query as queries
 from divandb.views import raw
 from divandb.views.design import PART_BYTES, View, Views
@@ -55,6 +58,16 @@ class Serving(msgspec.Struct, frozen=True):
     views: Views
     view: View
     built: Built | None
+    is_before: bool = False
+    """Is it the version before the design document's?"""
+
+
+class _Coming(msgspec.Struct):
+    """A version that is to take the place of another one."""
+
+    num: int
+    design_id: str
+    verdict: Verdict
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -91,16 +104,34 @@ class Viewer:
         self._failed: dict[bytes, tuple[tuple[str, bytes], DivanError]] = {}
         """signature → the document that is next, if it is known to fail, and how; the next step
         does not try it again."""
+        self.is_alone: Callable[[], bool] = lambda: True
+        """Has this node nobody to switch with?"""
+        self.is_last: Callable[[], bool] = lambda: False
+        """Does it build a new version when others have done so?"""
+        self._switched: set[tuple[int, bytes]] = set()
+        """(database, signature) of versions that answer whoever asks."""
+        self._coming: dict[Version, _Coming] = {}
         indexer.sources.append(self.sources)
 
     # What is kept
 
     def sources(self, known: Known) -> list[Source]:
-        """The indexes that a database's views should have, each once."""
-        found = [one.views for one in self._designs.of(known).values() if one.views.is_kept]
-        return list({views.signature: self._source(views) for views in found}.values())
+        """The indexes that a database's views should have, each once: those in use first, so that
+        they are current while others are built.
+        """
+        found: dict[bytes, Source] = {}
+        coming: list[Source] = []
+        for design in self._designs.of(known).values():
+            views = design.views
+            if not views.is_kept:
+                continue
+            before = self._before(known, views)
+            if before is not None:
+                found[before.signature] = self._source(_views_of(before))
+            coming.append(self._source(views, is_held=self._is_held(known, views)))
+        return list({**found, **{one.signature: one for one in coming}}.values())
 
-    def _source(self, views: Views) -> Source:
+    def _source(self, views: Views, *, is_held: bool = False) -> Source:
         engine, program = self._building, views.program
 
         def entries(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
@@ -124,21 +155,104 @@ class Viewer:
             part_bytes=PART_BYTES,
             about=views.about,
         )
-        return Source(views.signature, recipe, views.id)
+        return Source(views.signature, recipe, views.id, is_held)
 
     def info(self, known: Known, design: Design) -> dict[str, Any]:
         """What `_info` tells of a design document's index."""
         views = design.views
         built = self._indexer.find(known, views.signature)
-        is_ready = built is not None and is_complete(built)
-        old = [one for one in self._indexer.under(known, views.id) if one is not built]
+        before = self._before(known, views)
         return {
             "signature": views.signature.hex(),
             "language": views.language,
             "update_seq": built.seq if built else 0,
             "updater_running": self._indexer.is_at_work(known, views.signature),
-            "ready": is_ready,
-            "in_use": (views.signature if is_ready or not old else old[-1].signature).hex(),
+            "ready": built is not None and is_complete(built),
+            "in_use": (before.signature if before is not None else views.signature).hex(),
+        }
+
+    # Versions
+
+    def _before(self, known: Known, views: Views) -> Built | None:
+        """The version that is in use beside a new one, if there is any."""
+        key = (known.num, views.signature)
+        if key in self._switched:
+            return None
+        own = self._indexer.find(known, views.signature)
+        is_ready = own is not None and is_complete(own)
+        older = [one for one in self._indexer.under(known, views.id) if _may_answer(one, views)]
+        if is_ready and (not older or self.is_alone()):
+            self._switched.add(key)
+            return None
+        if not older:
+            return None
+        version = Version(known.name, known.generation, views.signature)
+        if version not in self._coming:
+            self._coming[version] = _Coming(known.num, views.id, Verdict(not self.is_last()))
+        # One that is ready and has not been switched to is not in use.
+        in_use = [one for one in older if (one.db, one.signature) in self._switched]
+        return in_use[-1] if in_use else older[0]
+
+    def _is_held(self, known: Known, views: Views) -> bool:
+        coming = self._coming.get(Version(known.name, known.generation, views.signature))
+        return coming is not None and not coming.verdict.may_build
+
+    def _current(self, version: Version) -> tuple[Known, Design] | None:
+        """The design document that a version is of, if it is still that version."""
+        coming = self._coming[version]
+        known = self._catalog.find(version.database)
+        if known is None or known.num != coming.num:
+            return None
+        design = self._designs.of(known).get(coming.design_id)
+        if design is None or design.views.signature != version.signature:
+            return None
+        return known, design
+
+    def coming(self) -> list[Version]:
+        """Versions that are to take the place of another one here."""
+        for version in list(self._coming):
+            found = self._current(version)
+            if found is None or self._before(found[0], found[1].views) is None:
+                del self._coming[version]
+        self._switched = {key for key in self._switched if self._indexer.holds(*key)}
+        return list(self._coming)
+
+    def build_of(self, version: Version) -> Build:
+        """How far a version is on this node."""
+        known = self._catalog.find(version.database)
+        if known is None or known.generation != version.generation:
+            return Build()
+        built = self._indexer.find(known, version.signature)
+        return Build() if built is None else Build(built.seq, is_complete(built))
+
+    def judge(self, version: Version, verdict: Verdict) -> None:
+        """The group's state has been looked at: build, wait, or switch."""
+        coming = self._coming.get(version)
+        if coming is None:
+            return
+        before, coming.verdict = coming.verdict, verdict
+        if verdict.is_switched:
+            self._switched.add((coming.num, version.signature))
+            del self._coming[version]
+        if verdict.is_switched or verdict.may_build != before.may_build:
+            self._indexer.changed({coming.num})
+
+    def switching(self) -> list[dict[str, object]]:
+        """Versions on their way, for `divandb status`."""
+        return [self._shown(version) for version in self.coming()]
+
+    def _shown(self, version: Version) -> dict[str, object]:
+        coming, found = self._coming[version], self._current(version)
+        before = self._before(found[0], found[1].views) if found is not None else None
+        build = self.build_of(version)
+        return {
+            "database": version.database,
+            "design_document": coming.design_id,
+            "in_use": before.signature.hex() if before is not None else None,
+            "next": version.signature.hex(),
+            "ready": build.is_ready,
+            "held": not coming.verdict.may_build,
+            "waits_for": list(coming.verdict.waits_for),
         }
 
     # Queries
@@ -151,29 +265,37 @@ class Viewer:
         update: bool | str,
         *,
         stable: bool = False,
+        insists: bool = False,
     ) -> Serving:
-        """The view of that name, as far as the query wants it to be brought on.
+        """The view of that name, as far as the query wants it to be brought on. ``insists``: of the
+        design document as it is now, however long that takes.
 
         Raises ``NotFound``, ``FunctionFailed``, ``CompilationError``, ``TookTooLong``.
         """
-        views = design.views
+        views, is_before = design.views, False
         view = views.view(name)
+        before = self._before(known, views)
+        if before is not None and not (update is True and (insists or self._may_wait(known))):
+            older = _views_of(before)
+            if name in older.views:
+                views, view, is_before = older, older.views[name], True
         source = self._source(views)
         if update is True:
             began = self._clock.monotonic()
             built = await self._within(began, self._indexer.current(known, source))
-            return Serving(views, view, built)
+            return Serving(views, view, built, is_before)
         if update == "lazy":
             self._indexer.begin(known, source)
         elif stable:
             await self._last_step(known, source)
-        found = self._indexer.find(known, views.signature)
-        if found is None or not is_complete(found):
-            for older in reversed(self._indexer.under(known, views.id)):
-                before = self._before(older, views.signature, name)
-                if before is not None:
-                    return before
-        return Serving(views, view, found)
+        return Serving(views, view, self._indexer.find(known, views.signature), is_before)
+
+    def _may_wait(self, known: Known) -> bool:
+        """Does a query that says nothing wait for a new version?"""
+        if self.is_alone():
+            return True
+        counters = self._catalog.counters(known)
+        return counters.docs + counters.tombstones <= self._limits.view_wait_docs_max
 
     async def _last_step(self, known: Known, source: Source) -> None:
         """What is all but there is waited for, for a moment."""
@@ -182,14 +304,6 @@ class Viewer:
             with contextlib.suppress(TimeoutError, DivanError):
                 async with asyncio.timeout(LAST_STEP_S_MAX):
                     await asyncio.shield(reached)
-
-    def _before(self, older: Built, now: bytes, name: str) -> Serving | None:
-        """The view of an earlier version, if that can answer."""
-        if older.signature == now or older.about is None or not is_complete(older):
-            return None
-        views = Views(orjson.loads(older.about))
-        view = views.views.get(name)
-        return None if view is None else Serving(views, view, older)
 
     async def _within(self, began: float, work: Any) -> Any:
         left_s = began + self._limits.find_ms_max / 1000 - self._clock.monotonic()
@@ -273,6 +387,24 @@ class Viewer:
 def is_complete(built: Built) -> bool:
     """Has it ever come as far as its database was when it was begun?"""
     return built.seq >= built.fresh
+
+
+def _views_of(built: Built) -> Views:
+    """The views of a version whose design document has changed."""
+    assert built.about is not None
+    return _views_by_text(built.about)
+
+
+@lru_cache(maxsize=64)
+def _views_by_text(about: bytes) -> Views:
+    return Views(orjson.loads(about))
+
+
+def _may_answer(built: Built, now: Views) -> bool:
+    """Is it a version before, whole, and of rows as they are made today?"""
+    if built.signature == now.signature or built.about is None or not is_complete(built):
+        return False
+    return _views_of(built).signature == built.signature
 
 
 def entries_of(answer: str) -> list[Entry]:

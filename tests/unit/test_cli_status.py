@@ -303,7 +303,8 @@ def three_by_three() -> dict[str, Any]:
     nodes += [node_of(f"{slot}-r{n}", "replica", slot, slots) for slot in slots for n in (1, 2, 3)]
     board = {**node_of("board", "board", "", []), "master": None}
     del board["vector"]
-    groups = {slot: {"owner": slot, "epoch": 0, "up": 4, "members": 4} for slot in slots}
+    shared = {"epoch": 0, "up": 4, "members": 4, "switching": []}
+    groups = {slot: {"owner": slot, **shared} for slot in slots}
     return {"url": "http://127.0.0.1:5984", "pid": 1, "nodes": [board, *nodes], "groups": groups}
 
 
@@ -320,10 +321,28 @@ def test_the_latest_owner_that_any_node_knows_is_the_groups_master() -> None:
     nodes[0] |= {"up": False, "owners": {"m1": {"name": "m1", "epoch": 0, "confirmed": True}}}
     nodes[2]["owners"] = {"m1": {"name": "m1-r1", "epoch": 1, "confirmed": False}}
     groups = grouped(nodes)
-    assert groups == {"m1": {"owner": "m1-r1", "epoch": 1, "up": 1, "members": 2}}
+    assert groups == {"m1": {"owner": "m1-r1", "epoch": 1, "up": 1, "members": 2, "switching": []}}
     assert [(node["role"], node["master"]) for node in nodes] == [
         ("replica", "m1-r1"), ("master", None), ("master", None),
     ]  # fmt: skip
+
+
+def test_a_groups_new_versions_of_views_are_told_once() -> None:
+    found = three_by_three()
+    told = {"database": "movies", "design_document": "_design/d", "in_use": "3" * 32}
+    told |= {"next": "9" * 32, "held": False}
+    by_name = {node["name"]: node for node in found["nodes"]}
+    by_name["m2"]["indexes"] = {"switching": [{**told, "ready": False, "waits_for": ["m2-r2"]}]}
+    by_name["m2-r1"]["indexes"] = {"switching": [{**told, "ready": True, "waits_for": ["m2-r2"]}]}
+    by_name["m2-r2"]["indexes"] = {"switching": [{**told, "ready": False, "waits_for": []}]}
+    for node in found["nodes"]:
+        node["owners"] = {"m2": {"name": "m2", "epoch": 0, "confirmed": True}}
+    found["groups"] = grouped(found["nodes"])
+    (said,) = found["groups"]["m2"]["switching"]
+    assert (said["ready"], said["waits_for"]) == (["m2-r1"], ["m2-r2"])
+    assert said["building"] == ["m2", "m2-r2"]
+    line = "m2: movies/_design/d: version 33333333 answers until 99999999 is ready; ready on m2-r1;"
+    assert f"\n\n{line} building on m2, m2-r2" in as_text(found)
 
 
 def test_thirteen_processes_fit_into_120_columns() -> None:

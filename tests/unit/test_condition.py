@@ -37,6 +37,7 @@ def inside(store: Store, **parts: Any) -> Inside:
         "governor": Governor(Limits()), "hot": HotDocuments(0), "alarms": store.ledger.alarms,
         "reading": store.reader, "clock": clock,
         "indexer": SimpleNamespace(status=lambda: {"kept": 8}),
+        "switching": lambda: [{"next": "9"}],
     }  # fmt: skip
     return Inside(**{**found, **parts})
 
@@ -52,7 +53,7 @@ def test_a_calm_node(tmp_path: Path) -> None:
     assert said["hot"] == {"documents": 0, "bytes": 0, "hits": 0, "misses": 0}
     assert said["verify"] == {"open": 7}
     assert (said["budget"]["share"], said["budget"]["reason"]) == (0.2, "start")
-    assert said["indexes"] == {"kept": 8}
+    assert said["indexes"] == {"kept": 8, "switching": [{"next": "9"}]}
     assert (said["forwarding_jobs"], said["outbox_rows"]) == (None, None)
     assert (said["role"], said["serves"]) == ("master", True)
     assert said["owners"] == {"m1": {"name": "m1", "epoch": 0, "confirmed": True}}

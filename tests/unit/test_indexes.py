@@ -413,30 +413,57 @@ def test_a_function_that_fails_is_not_tried_again_at_once(bench: Bench) -> None:
     asyncio.run(story())
 
 
-def test_a_version_that_fails_does_not_end_the_one_before(bench: Bench) -> None:
+def test_an_index_that_is_held_waits_and_what_there_is_of_it_is_kept(bench: Bench) -> None:
     put(bench.store, "a", 1)
-
-    def fails(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
-        raise FunctionFailed("It ran too long.")
-
-    good, bad = Recipe(by_value), Recipe(fails)
-    named = [Source(SIGNATURE, good, "d"), Source(b"2" * 16, good, "e")]
+    recipe = Recipe(by_value)
+    named = [Source(SIGNATURE, recipe, "d", is_held=True), Source(b"2" * 16, recipe, "e")]
     bench.indexer.sources.append(lambda known: named)
 
-    async def until(names: list[str]) -> None:
+    async def until(signatures: list[bytes]) -> None:
         async with asyncio.timeout(20):
-            while [one.name for one in bench.file.built()] != names:
+            while sorted(one.signature[:1] for one in bench.file.built()) != signatures:
                 await asyncio.sleep(0.01)
 
     async def story() -> None:
         running = asyncio.create_task(bench.indexer.run())
-        await until(["d", "e"])
-        # A new version of both; that of one fails.
-        named[:] = [Source(b"3" * 16, bad, "d"), Source(b"4" * 16, good, "e")]
+        await until([b"2"])
+        assert bench.indexer.find(bench.catalog.get("x"), SIGNATURE) is None
+        await bench.indexer.current(bench.catalog.get("x"), named[0])
+        named[1] = Source(b"3" * 16, recipe, "e")
         bench.indexer.changed({1})
-        await until(["d", "d", "e"])
-        assert [one.signature[:1] for one in bench.file.built()] == [b"\0", b"3", b"4"]
-        assert [one.num for one in bench.indexer.under(bench.catalog.get("x"), "d")] == [1, 3]
+        await until([b"\0", b"3"])
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_a_large_index_holds_up_no_small_one(bench: Bench) -> None:
+    """A build is under way, and stands still; what another database needs is done meanwhile."""
+    for number in range(2 * indexes.STEP_ROWS_MAX):
+        put(bench.store, f"d{number}", 1)
+    goes_on = asyncio.Event()
+
+    async def pace(took_s: float) -> None:
+        await goes_on.wait()
+
+    bench.indexer._pace = pace
+    bench.store.create("y")
+    bench.catalog.refresh(Changes(set(), set(), {2}))
+    bench.indexer.sources.append(lambda known: [Source(SIGNATURE, Recipe(by_value), "d")])
+
+    async def story() -> None:
+        running = asyncio.create_task(bench.indexer.run())
+        async with asyncio.timeout(20):
+            while bench.indexer.find(bench.catalog.get("y"), SIGNATURE) is None:
+                await asyncio.sleep(0.01)
+            large = bench.catalog.get("x")
+            built = bench.indexer.find(large, SIGNATURE)
+            assert built is not None and built.seq < seq_of(bench.store)
+            goes_on.set()
+            while built.seq < seq_of(bench.store):
+                await asyncio.sleep(0.01)
+                built = bench.indexer.find(large, SIGNATURE) or built
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

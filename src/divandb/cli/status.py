@@ -99,6 +99,7 @@ def grouped(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for slot, one in sorted(said, key=lambda pair: (pair[1]["epoch"], pair[1]["confirmed"])):
         groups[slot] = {"owner": one["name"], "epoch": one["epoch"], "up": 0, "members": 0}
+        groups[slot]["switching"] = []
     for node in nodes:
         group = groups.get(node.get("slot") or node["master"] or node["name"])
         if node["role"] in BOARDS or group is None:
@@ -108,7 +109,20 @@ def grouped(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         node["master"] = None if is_owner else group["owner"]
         group["members"] += 1
         group["up"] += bool(node["up"])
+        _note_versions(group["switching"], node)
     return dict(sorted(groups.items(), key=lambda pair: (len(pair[0]), pair[0])))
+
+
+def _note_versions(group: list[dict[str, Any]], node: dict[str, Any]) -> None:
+    """Add what a node says of new versions of design documents to what its group says."""
+    for one in (node.get("indexes") or {}).get("switching", []):
+        what = {name: one[name] for name in ("database", "design_document", "in_use", "next")}
+        found = next((other for other in group if what.items() <= other.items()), None)
+        if found is None:
+            found = {**what, "ready": [], "building": [], "waits_for": []}
+            group.append(found)
+        found["ready" if one["ready"] else "building"].append(node["name"])
+        found["waits_for"] = sorted({*found["waits_for"], *one["waits_for"]})
 
 
 def compare(nodes: list[dict[str, Any]]) -> None:

@@ -21,13 +21,26 @@ def as_text(found: dict[str, Any]) -> str:
         names = ("NAME", "LAG MS", *slots, "QUEUE", "SHARE", "BOARD NEXT/END")
         parts.append(f"{BEHIND}\n{table([names, *(_content(node, slots) for node in told)])}")
     short = [line for slot, one in found["groups"].items() for line in _short(slot, one)]
-    return "\n\n".join([*parts, *short, *notes(nodes)])
+    new = [line for slot, one in found["groups"].items() for line in _versions(slot, one)]
+    versions = ["\n".join(new)] if new else []
+    return "\n\n".join([*parts, *short, *versions, *notes(nodes)])
 
 
 def _short(slot: str, group: dict[str, Any]) -> Iterator[str]:
     """Of a group that has lost nodes."""
     if group["up"] < group["members"]:
         yield f"{slot}: redundancy {group['up']}/{group['members']}, owned by {group['owner']}"
+
+
+def _versions(slot: str, group: dict[str, Any]) -> Iterator[str]:
+    """Of design documents whose version before answers while the group builds the next one."""
+    for one in group["switching"]:
+        what = f"{one['database']}/{one['design_document']}"
+        told = [f"version {one['in_use'][:8]} answers until {one['next'][:8]} is ready"]
+        for word in ("ready", "building"):
+            if one[word]:
+                told.append(f"{word} on {', '.join(one[word])}")
+        yield f"{slot}: {what}: {'; '.join(told)}"
 
 
 def _sum(nodes: list[dict[str, Any]]) -> str:

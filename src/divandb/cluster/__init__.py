@@ -20,6 +20,7 @@ blobs        attachments whose bytes are not here, fetched
 relay        others' events on to the Replicas' Board
 estate       what former owners of a slot left, published
 closer       origins of a slot that have ended, told and closed
+versions     how far the group is with new versions of views
 removal      may a member be removed for good?
 topics       the names of the boards' topics, and who may open them
 """

@@ -6,6 +6,7 @@
     POST /_divan/passed      a vector → Passing
     POST /_divan/grant       Candidacy → Grant
     POST /_divan/leave       Candidacy → Left
+    POST /_divan/versions    see ``versions``
     POST /_divan/beyond      a vector → frames of Write Events, the last an ``End``
 
 A frame is ``length: u32`` little-endian and so many bytes; the highest bit of the length marks the

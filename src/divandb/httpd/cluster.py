@@ -69,6 +69,15 @@ async def passed(call: Call) -> Response:
     return _message(call.services.peers.passing(await _vector(call)))
 
 
+async def versions(call: Call) -> Response:
+    """``POST /_divan/versions``: how far is this node with versions of views? For nodes."""
+    call.peer()
+    try:
+        return _message(call.services.versions.answer(await call.body()))
+    except msgspec.MsgspecError:
+        raise BadRequest("The body must be versions in MessagePack.") from None
+
+
 async def grant(call: Call) -> Response:
     """``POST /_divan/grant``: may the node that asks take over its slot? For nodes."""
     asked = await _candidacy(call)
@@ -175,6 +184,7 @@ ROUTES: RouteTable = [
     ("/_divan/topology", {"GET": topology}),
     ("/_divan/beyond", {"POST": beyond}),
     ("/_divan/passed", {"POST": passed}),
+    ("/_divan/versions", {"POST": versions}),
     ("/_divan/grant", {"POST": grant}),
     ("/_divan/leave", {"POST": leave}),
     ("/_divan/promote", {"POST": promote}),

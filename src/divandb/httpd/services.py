@@ -12,6 +12,7 @@ from divandb.cluster.peers import Peers
 from divandb.cluster.progress import Progress
 from divandb.cluster.snapshots import Shelf
 from divandb.cluster.verifier import Verifier
+from divandb.cluster.versions import Versions
 from divandb.cluster.witness import Witness
 from divandb.commands import Job
 from divandb.config import Config, Limits
@@ -68,6 +69,7 @@ class Services:
     forwarder: Forwarder
     witness: Witness
     verifier: Verifier
+    versions: Versions
     give: Callable[[Vector], AsyncIterator[bytes]]
     """What lies beyond a vector, in frames; raises ``Busy``."""
     carry_out: Callable[[Job], None]

@@ -26,6 +26,7 @@ from divandb.viewer import Serving, Viewer
 from divandb.views import query as queries
 from divandb.views.query import Query
 
+BEFORE = "divan-view-before"
 SLICE_ROWS = 250
 """Rows whose documents are put in at a time."""
 
@@ -74,6 +75,7 @@ def read_query(base: Query, items: Iterable[tuple[str, Any]], *, decoded: bool) 
             found["stable"] = _stable(value)
         elif name == "update":
             found["update"] = _update(value)
+            found["insists"] = found["update"] is True
         elif name == "sorted":
             parameters.boolean(value)
         elif name == "partition":
@@ -149,7 +151,7 @@ async def view(call: Call) -> Response:
             return passed_on
     serving = await _serving(call, known, design, query)
     answer = _Answer(call, known, serving, _checked(call, query, serving))
-    return await pieces.answer(_only(answer), JSON, {}, live=False)
+    return await pieces.answer(_only(answer), JSON, _headers([serving]), live=False)
 
 
 async def view_queries(call: Call) -> Response:
@@ -165,12 +167,18 @@ async def view_queries(call: Call) -> Response:
         raise BadRequest("Each of `queries` must be a JSON object.")
     base = read_query(Query(), call.query.multi_items(), decoded=False)
     asked = [read_query(base, one.items(), decoded=True) for one in wanted]
-    answers = []
+    answers, servings = [], []
     for query in asked:
         queries.check(query, design.views.view(call.path("view")))
         serving = await _serving(call, known, design, query)
+        servings.append(serving)
         answers.append(_Answer(call, known, serving, _checked(call, query, serving)))
-    return await pieces.answer(_several(answers), JSON, {}, live=False)
+    return await pieces.answer(_several(answers), JSON, _headers(servings), live=False)
+
+
+def _headers(servings: list[Serving]) -> dict[str, str]:
+    """Whether rows are of the version before the design document's."""
+    return {BEFORE: "true"} if any(one.is_before for one in servings) else {}
 
 
 def _design(call: Call) -> tuple[Known, Design]:
@@ -202,7 +210,7 @@ async def _at_its_node(call: Call, known: Known, design: Design, body: bytes) ->
 
 async def _serving(call: Call, known: Known, design: Design, query: Query) -> Serving:
     return await call.services.viewer.serving(
-        known, design, call.path("view"), query.update, stable=query.stable
+        known, design, call.path("view"), query.update, stable=query.stable, insists=query.insists
     )
 
 

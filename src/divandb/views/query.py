@@ -33,6 +33,8 @@ class Query(msgspec.Struct, frozen=True):
     group: bool | None = None
     group_level: int | None = None
     update: bool | Literal["lazy"] = True
+    insists: bool = False
+    """Is no other version of the design document wanted, however long the new one takes?"""
     stable: bool = False
     """Is the same node to answer each time?"""
 
