@@ -13,6 +13,7 @@
     ├── MethodNotAllowed          405 method_not_allowed
     ├── Conflict                  409 conflict
     ├── Removed                   410 removed
+    ├── Expelled                  410 expelled
     ├── Gone                      410 gone
     ├── PreconditionFailed        412 precondition_failed
     │   ├── FileExists            412 file_exists
@@ -112,10 +113,17 @@ class Conflict(DivanError):
 
 
 class Removed(DivanError):
-    """A node that is no member of the cluster any more asks, or is asked."""
+    """A node is asked that is no member of the cluster any more."""
 
     status = 410
     error = "removed"
+
+
+class Expelled(DivanError):
+    """A node asks that is no member of the cluster any more."""
+
+    status = 410
+    error = "expelled"
 
 
 class PreconditionFailed(DivanError):

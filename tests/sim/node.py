@@ -600,7 +600,7 @@ def _open_front(node: Node) -> None:
         give=node.giver.give, replications=None, watch=None,
         carry_out=desk.submit, finder=None, failover=node.failover, drain=drain, condition=dict,
         is_ready=lambda: True, numbers=dict,
-        designs=node.designs, viewer=None, functions=None, tidy=lambda num: None,
+        designs=node.designs, viewer=None, versions=None, functions=None, tidy=lambda num: None,
     )  # fmt: skip
     node.app = App(node.services, TABLES)
     node.lane = Lane(node.services)

@@ -100,6 +100,10 @@ FAILED_ONCE = {
     1072: "a process was killed while its disk was full",
     1085: "a master's disk was put back: a watermark that could not be reached held up all others",
     441: "a new owner waited for the end of a log that the board had lost meanwhile",
+    844: "who took a slot over was gone with its disk: the former owner, back, did not look for it",
+    890: "mended with 844",
+    922: "a removed node was still taken for an owner: who asked it took itself for removed, too",
+    938: "like 922, until all nodes did",
     1096: "the only master lost its folder, and asked none of its replicas for what they had",
 }
 """Seeds, with what was wrong; the named scenarios of those that were the database's are in

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from divandb.board.memory import MemoryBoard
-from divandb.cluster import claims, topics, trust
+from divandb.cluster import claims, messages, topics, trust
 from divandb.cluster.failover import ranked
 from divandb.config import MASTER, REPLICA, Member
 from divandb.tenure import Owner
@@ -47,8 +47,17 @@ def test_the_first_claim_of_an_epoch_holds_it() -> None:
             assert held == Owner(1, "m1-r1", is_confirmed=True)
         assert (await claims.claim(other, "c", "m1", Owner(2, "m1-r2"), 0)).name == "m1-r2"
         assert (await claims.claim(other, "c", "m2", Owner(1, "m2-r1"), 0)).name == "m2-r1"
+        # Who comes back sees who was the last, and that a later claim of an epoch is none.
+        await one.publish(topics.claims("c"), 0, [b"\x95\x01\xa2m1\x02\xa1x\x00"])
+        assert await claims.newest(one, "c", "m1") == Owner(2, "m1-r2", is_confirmed=True)
+        assert await claims.newest(one, "c", "m3") is None
 
     asyncio.run(body())
+
+
+def test_what_refuses_says_why() -> None:
+    assert messages.error_of(b'{"error":"expelled","reason":"m2 was removed"}') == "expelled"
+    assert [messages.error_of(body) for body in (b"", b"[]", b"{}", b'{"error":1}')] == [""] * 4
 
 
 def test_what_a_master_grants_is_what_the_configuration_would_have_given() -> None:

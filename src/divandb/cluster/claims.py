@@ -2,9 +2,12 @@
 write.
 
 A claim is a MessagePack array ``[version, slot, epoch, name, stamp_ms]``. The first claim of an
-epoch holds it; every other claimant steps down. Nobody needs the log for anything else, and nobody
-waits for it: with the board away a slot is taken over all the same, and claimed later.
+epoch holds it; every other claimant steps down. An owner that starts again looks whether somebody
+has claimed a later one meanwhile. Nobody waits for the log: with the board away a slot is taken
+over all the same, and claimed later.
 """
+
+from collections.abc import AsyncIterator
 
 import msgspec
 
@@ -45,8 +48,25 @@ async def claim(board: EventBoard, cluster: str, slot: str, owner: Owner, now_ms
     return Owner(owner.epoch, holder or owner.name, is_confirmed=True)
 
 
+async def newest(board: EventBoard, cluster: str, slot: str) -> Owner | None:
+    """Who holds the slot's greatest epoch, as far as the log goes back. Raises ``BoardError``."""
+    found: Owner | None = None
+    async for one in _claims(board, topics.claims(cluster)):
+        if one.slot == slot and (found is None or one.epoch > found.epoch):
+            found = Owner(one.epoch, one.name, is_confirmed=True)
+    return found
+
+
 async def _holder(board: EventBoard, topic: str, slot: str, epoch: int) -> str | None:
     """Who claimed an epoch first; ``None``: nobody has."""
+    async for one in _claims(board, topic):
+        if (one.slot, one.epoch) == (slot, epoch):
+            return one.name
+    return None
+
+
+async def _claims(board: EventBoard, topic: str) -> AsyncIterator[Claim]:
+    """All that the log holds by now, in its order."""
     place = (await board.describe(topic)).partitions[0].start
     while True:
         try:
@@ -56,10 +76,10 @@ async def _holder(board: EventBoard, topic: str, slot: str, epoch: int) -> str |
             continue
         for message in batch.messages:
             one = _read(message)
-            if one is not None and (one.slot, one.epoch) == (slot, epoch):
-                return one.name
+            if one is not None:
+                yield one
         if not batch.messages or batch.next >= batch.end:
-            return None
+            return
         place = batch.next
 
 

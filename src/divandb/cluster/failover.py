@@ -112,7 +112,9 @@ class Failover:
         """Whom this node has replaced because it was silent, when that one was started, and the
         moment.
         """
-        self._claimed_at = 0.0
+        self._claimed_at = -CONFIRM_S
+        self._has_looked = False
+        """Has the claims log been read since this node was started?"""
         self._stays: asyncio.TimerHandle | None = None
         """When this node serves again if nobody took over from it."""
         self.succeeded: Callable[[], None] = lambda: None
@@ -203,17 +205,25 @@ class Failover:
         return [p for p in self._peers.stand_ins() if p.member.slot == self._config.slot]
 
     async def _confirm(self) -> None:
-        """With the board away the slot was taken over without a claim: claim it now."""
+        """With the board away the slot was taken over without a claim: claim it now. And somebody
+        may have taken it over while this node was down, and be gone without having told.
+        """
         own, board = self._tenure.own, self._place.board
         now = self._clock.monotonic()
-        if own is None or own.is_confirmed or board is None or now - self._claimed_at < CONFIRM_S:
+        is_known = own is not None and own.is_confirmed and self._has_looked
+        if own is None or is_known or board is None or now - self._claimed_at < CONFIRM_S:
             return
         self._claimed_at = now
+        slot = self._config.slot
         try:
-            held = await self._claimed(board, own)
+            later = await claims.newest(board, self._config.keys.cluster, slot)
+            if later is None or later.epoch <= own.epoch:
+                later = None if own.is_confirmed else await self._claimed(board, own)
         except BoardError:
             return
-        self._tenure.learn({self._config.slot: held})
+        self._has_looked = True
+        if later is not None:
+            self._tenure.learn({slot: later})
 
     async def _claimed(self, board: EventBoard, owner: Owner) -> Owner:
         return await claims.claim(

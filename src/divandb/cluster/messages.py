@@ -157,6 +157,21 @@ decode_left = msgspec.msgpack.Decoder(Left).decode
 decode_end = msgspec.msgpack.Decoder(End).decode
 
 
+class _Refusal(msgspec.Struct):
+    error: str = ""
+
+
+_decode_refusal = msgspec.json.Decoder(_Refusal).decode
+
+
+def error_of(body: bytes) -> str:
+    """The ``error`` of a refusal, which is JSON; empty if there is none."""
+    try:
+        return _decode_refusal(body).error
+    except msgspec.MsgspecError:
+        return ""
+
+
 def encode(value: Any) -> bytes:
     """Any of the messages as bytes."""
     return _encode(value)

@@ -28,7 +28,7 @@ from divandb.cluster.progress import Progress, Watermark
 from divandb.cluster.suspicion import LEVEL, Suspicion
 from divandb.cluster.trust import SCHEME
 from divandb.config import MASTER, REPLICA, Config, Member
-from divandb.errors import Removed
+from divandb.errors import Expelled, Removed
 from divandb.link import LinkBroken, Reply
 from divandb.telemetry import Log
 from divandb.tenure import Tenure, is_same
@@ -340,9 +340,9 @@ class Peers:
             self.expelled()
 
     def check_member(self, name: str) -> None:
-        """Raises ``Removed`` for a node that is no member any more."""
+        """Raises ``Expelled`` for a node that is no member any more."""
         if name in self.removed:
-            raise Removed(f"{name} was removed from the cluster.")
+            raise Expelled(f"{name} was removed from the cluster.")
 
     def check_removed(self) -> None:
         """Raises ``Removed`` if this node is no member any more."""
@@ -466,7 +466,9 @@ class Peers:
                     "POST", HEARTBEAT, saying,
                     wait_s=0.0, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
                 )  # fmt: skip
-            if reply.status == Removed.status and self.tenure.owns(peer.member):
+            # One that was removed itself says that, which is nothing of us.
+            is_expelled = messages.error_of(reply.body) == Expelled.error
+            if reply.status == Expelled.status and is_expelled and self.tenure.owns(peer.member):
                 self._leave()
             if reply.status != 200:
                 raise LinkBroken(f"answered {reply.status}", sent=True)
