@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from divandb.board.base import Refused
-from divandb.cluster import peers, topics
+from divandb.cluster import messages, peers, topics
+from divandb.cluster.courier import COMMANDS
 from divandb.config import Limits
 from divandb.store import registers, snapshot
 from tests.sim.client import Answer, Client
@@ -246,6 +247,40 @@ def test_trace_6_an_update_that_a_dead_master_has_made_is_answered_by_another(
         c.start(m1)
 
     play(body, masters=2)
+
+
+def test_writes_of_sessions_share_requests_to_a_master_that_has_what_they_need(play: Play) -> None:
+    """Which is so when it wrote that itself a moment ago; else nobody waits for their sake."""
+
+    async def body(c: Cluster) -> None:
+        replica = c.group("m1")[1]
+        sessions = [Client(c, f"s{n}", carries="header") for n in range(8)]
+        await sessions[0].put(replica, "/x", {})
+        orders: list[int] = []
+        ask = replica.peers.find("m1").link.ask
+
+        async def counted(method: str, path: str, message: bytes, **how: Any) -> Any:
+            if path == COMMANDS:
+                orders.append(len(messages.decode_orders(message)))
+            return await ask(method, path, message, **how)
+
+        async def put(client: Client, key: str) -> None:
+            assert (await client.put(replica, f"/x/{client.name}-{key}", {})).status == 201
+
+        replica.peers.find("m1").link.ask = counted
+        for key in "ab":
+            del orders[:]
+            await asyncio.gather(*(put(client, key) for client in sessions))
+            assert sum(orders) == len(sessions)
+            assert len(orders) <= len(sessions) // 2, orders
+        # What another master wrote the slot's own may not have yet.
+        del orders[:]
+        for client in sessions:
+            await client.put(c.masters[1], f"/x/{client.name}-c", {})
+        await asyncio.gather(*(put(client, "d") for client in sessions))
+        assert sum(orders) == len(sessions)
+
+    play(body, masters=2, replicas=1)
 
 
 def test_a_dead_master_stops_nobody(play: Play) -> None:

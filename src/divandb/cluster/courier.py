@@ -23,6 +23,7 @@ from divandb.commands import CreateDatabase, DropDatabase, Job, Purge, WriteDocu
 from divandb.config import Limits
 from divandb.errors import Busy, DivanError
 from divandb.link import LinkBroken, Reply
+from divandb.vector import Origin, Vector, join
 
 COMMANDS = f"{messages.PREFIX}/commands"
 ORDERS_MAX = 256
@@ -65,6 +66,8 @@ class Courier:
         self._is_due = False
         self._under_way: dict[asyncio.Task[None], _Attempt] = {}
         self._looking: asyncio.TimerHandle | None = None
+        self._met: dict[str, dict[Origin, int]] = {}
+        """node → what it has answered that it wrote, and has not said in a heartbeat yet."""
 
     @property
     def waiting_jobs(self) -> int:
@@ -98,15 +101,34 @@ class Courier:
         load: list[Job] = []
         size = 0
         while self._jobs and len(load) < ORDERS_MAX and (not load or size < BATCH_BYTES_MAX):
-            if load and _lingers(self._jobs[0]):
+            if load and self._lingers(self._jobs[0]):
                 break
             job = self._jobs.popleft()
             size += job.size_bytes
             load.append(job)
-            if _lingers(job):
+            if self._lingers(job):
                 break
         self._bytes -= size
         return load
+
+    def _lingers(self, job: Job) -> bool:
+        """Can it not be repeated, or may its answer take longer than a commit? It goes alone."""
+        if job.concern != "local" or isinstance(job.command, Purge):
+            return True
+        return bool(job.needs) and not self._is_there(job.needs)
+
+    def _is_there(self, needs: Vector) -> bool:
+        """Does the master that is asked next contain this for certain, as what it wrote itself?"""
+        peer = next(self._peers.writers(), None)
+        if peer is None:
+            return False
+        met = self._met.get(peer.member.name, {})
+        return all(n <= max(met.get(o, 0), peer.vector.get(o, 0)) for o, n in needs.items())
+
+    def _note(self, peer: Peer, jobs: list[Job]) -> None:
+        written = join(self._met.get(peer.member.name, {}), *(job.written for job in jobs))
+        said = peer.vector
+        self._met[peer.member.name] = {o: n for o, n in written.items() if n > said.get(o, 0)}
 
     async def _travel(self, jobs: list[Job]) -> None:
         try:
@@ -145,6 +167,7 @@ class Courier:
                 passed.add(peer.member.name)  # it is no master any more
                 continue
             _settle(jobs, reply)
+            self._note(peer, jobs)
             return
 
     async def _carry_out_here(self, jobs: list[Job]) -> None:
@@ -213,11 +236,6 @@ class Courier:
         for trip in self._trips:
             trip.cancel()
         await asyncio.gather(*self._trips, return_exceptions=True)
-
-
-def _lingers(job: Job) -> bool:
-    """May its answer take longer than a commit, or can it not be repeated? It goes by itself."""
-    return job.concern != "local" or bool(job.needs) or isinstance(job.command, Purge)
 
 
 def _mark_repeats(jobs: list[Job]) -> None:
