@@ -204,7 +204,9 @@ async def as_master(parts: Parts, role: Role) -> AsyncIterator[None]:
     async with _on_boards(parts, role) as board:
         # From now on what is answered is durable.
         parts.set_synchronous(SYNC_ALL)
-        left = await parts.execute(_begun, 0)
+        left, slots = await parts.execute(_begun, 0)
+        # Heartbeats tell these only now and then; a young origin of this slot must not be missed.
+        parts.progress.slots.update(slots)
         parts.progress.own(parts.config.slot, is_own=True)
         boards = _Boards(parts, board)
         relay = role.relay = Relay(
@@ -228,11 +230,12 @@ async def as_master(parts: Parts, role: Role) -> AsyncIterator[None]:
     parts.progress.own(parts.config.slot, is_own=False)
 
 
-def _begun(ledger: Ledger) -> Vector | None:
+def _begun(ledger: Ledger) -> tuple[Vector | None, dict[int, str]]:
+    """What is left of the slot's estate, and whose the origins are that this file knows."""
     left = succession.estate(ledger.connection)
     if left is not None:
         ledger.end_origin()  # nobody goes on with one over a change of owner
-    return left
+    return left, ledger.slots()
 
 
 class _Boards:
