@@ -328,6 +328,7 @@ def test_two_owners_of_a_slot_end_each_others_origins(play: Play) -> None:
         await client.put(owner(c, "m1"), "/x/b", {})
         await closed(c)
         checker = next(one for one in c.checkers if isinstance(one, VectorsAreUnderstood))
+        await c.passes(2 * checker.every_s)
         assert checker.short
 
     play(body, masters=1, replicas=2)
