@@ -3,16 +3,18 @@
 import contextlib
 import gzip
 import hashlib
+import http.client
 import json
 import random
 import re
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.running import Cluster, clustered
+from tests.running import Cluster, basic, clustered
 from tests.system.wire import faults
 
 MIB = 2**20
@@ -129,6 +131,17 @@ def test_bytes_that_are_not_here_are_read_all_the_same(own: Cluster, what: str) 
     own.exchange("GET", f"/{DB}/text/readme", node=NODE)
     own.await_true(lambda: held(own, NODE) == 2, FETCHED_S_MAX)
     assert read(own, what, NODE) == expected
+
+
+def test_who_did_not_ask_for_gzip_gets_none_from_another_node_either(own: Cluster) -> None:
+    rob(own, NODE)
+    url = urlsplit(own.record(NODE)["url"])
+    with contextlib.closing(http.client.HTTPConnection(url.hostname or "", url.port)) as calling:
+        calling.putrequest("GET", f"/{DB}/text/readme", skip_accept_encoding=True)
+        calling.putheader("authorization", basic(own.credentials))
+        calling.endheaders()
+        answer = calling.getresponse()
+        assert (answer.getheader("content-encoding"), answer.read()) == (None, TEXT)
 
 
 def test_another_nodes_answer_has_its_headers_once(own: Cluster) -> None:

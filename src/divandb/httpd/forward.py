@@ -95,6 +95,9 @@ class Forwarder:
         query = request.scope.get("query_string", b"").decode("latin-1")
         dropped = _HOP | {"content-encoding"} if isinstance(body, bytes) else _HOP
         kept = [(name, value) for name, value in request.headers.items() if name not in dropped]
+        if "accept-encoding" not in request.headers:
+            # The client of this library would ask for gzip, which who asked cannot read.
+            kept.append(("accept-encoding", "identity"))
         sending = client.build_request(
             request.method, f"{peer.member.url}{path}{'?' if query else ''}{query}",
             headers=[*kept, (FORWARDED, "1"), *headers], content=body,
