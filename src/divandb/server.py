@@ -451,7 +451,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         )  # fmt: skip
         settings.refresh(replica.settings())
 
-        standing = Standing(peers, progress, replica.contained, settings, limits)
+        standing = Standing(peers, progress, replica.contained, settings, limits, identity.cluster)
         forwarder = Forwarder(tls=tls)
         stack.push_async_callback(forwarder.close)
         role = Role()

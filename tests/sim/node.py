@@ -587,7 +587,12 @@ def _open_front(node: Node) -> None:
     )  # fmt: skip
     node.settings.refresh(node.replica.settings())
     node.standing = Standing(
-        node.peers, node.progress, node.replica.contained, node.settings, limits
+        node.peers,
+        node.progress,
+        node.replica.contained,
+        node.settings,
+        limits,
+        node.identity.cluster,
     )
     node.services = Services(
         config=config, limits=limits, cluster=node.identity.cluster, catalog=node.catalog,

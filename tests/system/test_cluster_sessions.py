@@ -130,7 +130,7 @@ def test_cookies_alone_carry_a_session_between_nodes(cluster: Cluster, db: str) 
             path = f"/{db}/{number}"
             written = client.put(own_url(cluster, writer) + path, json={"n": number})
             assert written.status_code == 201, written.text
-            assert client.cookies[f"DivanSession-{writer[:2]}"]
+            assert any(name.endswith(f"-{writer[:2]}") for name in client.cookies)
             read = client.get(own_url(cluster, reader) + path)
             assert read.status_code == 200, f"round {number}: {writer} wrote, {reader} had nothing"
 
@@ -147,7 +147,7 @@ def test_parallel_writes_through_two_masters_keep_both_cookies(cluster: Cluster,
                 assert answer.status_code == 201, answer.text
 
             both(*(lambda node=node: write(node) for node in nodes))
-            assert {"DivanSession-m1", "DivanSession-m2"} <= set(client.cookies)
+            assert {"m1", "m2"} <= {name.rpartition("-")[2] for name in client.cookies}
             for path in paths.values():
                 answer = client.get(own_url(cluster, "m3-r2") + path)
                 assert answer.status_code == 200, f"round {number}: {path} is not there"

@@ -794,11 +794,12 @@ TOKENS: list[dict[str, str]] = [
     {"divan-session": "A"},
     {"divan-session": "\xe9"},
     {"divan-session": "x" * 20_000},
+    {"cookie": f"@ours@m9={ELSEWHERE}"},
     {"cookie": f"DivanSession-m9={ELSEWHERE}"},
-    {"cookie": "DivanSession-m1=nonsense; theme=dark"},
+    {"cookie": "@ours@m1=nonsense; theme=dark"},
     {"cookie": "AuthSession="},
     {"cookie": "AuthSession=nonsense"},
-    {"cookie": f"DivanSession-m9={ELSEWHERE}", "divan-session": sessions.text({}, {})},
+    {"cookie": f"@ours@m9={ELSEWHERE}", "divan-session": sessions.text({}, {})},
 ]
 READS: list[tuple[str, str, dict[str, str]]] = [
     (method, path, headers)
@@ -877,13 +878,21 @@ def stocked(node: Running) -> Iterator[tuple[str, str]]:
         wire.ask("DELETE", path)
 
 
+def filled(wire: Wire, headers: dict[str, str], rev: str) -> dict[str, str]:
+    """With the revision, and with how this cluster's cookies are named."""
+    ours = sessions.prefix_of(wire.ask("GET", "/").json["uuid"])
+    return {
+        name: value.replace("@rev@", rev).replace("@ours@", ours) for name, value in headers.items()
+    }
+
+
 @pytest.mark.parametrize(("method", "path", "headers"), READS)
 def test_the_lane_reads_as_the_normal_way_does(
     wire: Wire, stocked: tuple[str, str], method: str, path: str, headers: dict[str, str]
 ) -> None:
     db, rev = stocked
     target = f"{db}/{path.replace('@rev@', rev)}"
-    sent = {name: value.replace("@rev@", rev) for name, value in headers.items()}
+    sent = filled(wire, headers, rev)
     lane = wire.ask(method, target, None, sent)
     normal = wire.ask(method, target, None, {**sent, "x-other": "way"})
     assert tidy(lane, db) == tidy(normal, db)
@@ -966,10 +975,9 @@ def test_the_lane_writes_as_the_normal_way_does(
         assert wire.ask("PUT", db).status == 201
         try:
             rev = stock(wire, db)
-            sent = body.replace(b"@rev@", rev.encode())
+            sent, told = body.replace(b"@rev@", rev.encode()), filled(wire, headers, rev)
             answers = [
-                tidy(wire.ask("PUT", f"{db}/{path}", sent, {**headers, **extra}), db)
-                for _ in range(2)
+                tidy(wire.ask("PUT", f"{db}/{path}", sent, {**told, **extra}), db) for _ in range(2)
             ]
             after = wire.ask("GET", f"{db}/_changes?include_docs=true&style=all_docs").json
             rows = [{**row, "seq": 0} for row in after["results"]]

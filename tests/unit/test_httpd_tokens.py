@@ -20,6 +20,8 @@ from divandb.vector import join
 from tests.stores import StillClock
 from tests.unit.test_closings import ENDS, VECTORS, known_to
 
+CLUSTER = "0123456789abcdef"
+OURS = "DivanSession-01234567-"
 SLOTS = {7: "m1", 8: "m2", 9: "m1"}
 
 
@@ -42,7 +44,7 @@ class Node:
         self.reads = 0
         self.progress = Progress(vector, dict(SLOTS), StillClock(), closings=lambda: self.closings)
         self.standing = Standing(
-            cast(Peers, self.peers), self.progress, self.contained, Settings("k"), Limits()
+            cast(Peers, self.peers), self.progress, self.contained, Settings("k"), Limits(), CLUSTER
         )
         self.tokens = Tokens(self.standing, self.progress.contains, self.hot.stamp)
 
@@ -96,12 +98,14 @@ def test_what_is_no_token_goes_the_normal_way(text: str) -> None:
 
 def test_cookies_count_as_the_normal_way_counts_them() -> None:
     node = Node({7: 5, 8: 2})
-    one, other = f"DivanSession-m1={token({7: 5})}", f'DivanSession-m2="{token({8: 2})}"'
-    beyond = f"DivanSession-m2={token({8: 3})}"
+    one, other = f"{OURS}m1={token({7: 5})}", f'{OURS}m2="{token({8: 2})}"'
+    beyond = f"{OURS}m2={token({8: 3})}"
     seven, both = Token({7: 5}, {7: "m1"}), Token({7: 5, 8: 2}, {7: "m1", 8: "m2"})
     assert node.tokens.met(None, None) == NOTHING
-    assert node.tokens.met(None, b"theme=dark; DivanSession-m1=nonsense") == NOTHING
+    assert node.tokens.met(None, f"theme=dark; {OURS}m1=nonsense".encode()) == NOTHING
     assert node.tokens.met(None, one.encode()) == seven
+    # Of another cluster at the same address.
+    assert node.tokens.met(None, f"DivanSession-76543210-m1={token({9: 9})}".encode()) == NOTHING
     assert node.tokens.met(None, f"{one};{other}".encode()) == both
     assert node.tokens.met(token({8: 2}).encode(), one.encode()) == both
     assert node.tokens.met(None, f"{one}; {beyond}".encode()) is None
@@ -180,7 +184,7 @@ def test_what_the_connection_and_cookies_brought_is_in_it_too() -> None:
     assert node.said(token({7: 1}), written).vector == {7: 5}
     node.commit({7: 5, 9: 2})
     assert node.said(token({7: 1}), Token({9: 2}, {9: "m1"})).vector == {7: 5, 9: 2}
-    needs = node.tokens.met(token({7: 1}).encode(), f"DivanSession-m1={token({9: 1})}".encode())
+    needs = node.tokens.met(token({7: 1}).encode(), f"{OURS}m1={token({9: 1})}".encode())
     assert needs is not None
     assert node.tokens.line(token({7: 1}).encode(), needs, None).strip().decode() == (
         f"divan-session: {token({7: 5, 9: 2})}"

@@ -17,6 +17,7 @@ from divandb.vector import Vector, join
 
 HEADER = "divan-session"
 COOKIE_PREFIX = "DivanSession-"
+CLUSTER_CHARS = 8
 TOKEN_CHARS_MAX = 16_384
 ORIGINS_MAX = 1024
 COOKIES_MAX = 64
@@ -71,10 +72,17 @@ def parse(token: str) -> Token:
     return Token(vector, {origin: slot for slot, origin, _ in entries})
 
 
-def of_cookies(cookies: Iterable[tuple[str, str]]) -> Token:
+def prefix_of(cluster: str) -> str:
+    """How the names of a cluster's cookies begin. Another one at the same address, such as the one
+    before it on a developer's machine, would wait for writes that it never had.
+    """
+    return f"{COOKIE_PREFIX}{cluster[:CLUSTER_CHARS]}-"
+
+
+def of_cookies(cookies: Iterable[tuple[str, str]], prefix: str) -> Token:
     """What a browser's cookies say; those that are not ours, or broken, say nothing."""
     found = NOTHING
-    ours = (value for name, value in cookies if name.startswith(COOKIE_PREFIX))
+    ours = (value for name, value in cookies if name.startswith(prefix))
     for value in islice(ours, COOKIES_MAX):
         try:
             found = found.joined(parse(value.strip('"')))
@@ -83,9 +91,9 @@ def of_cookies(cookies: Iterable[tuple[str, str]]) -> Token:
     return found
 
 
-def cookie(slot: str, token: str) -> str:
+def cookie(prefix: str, slot: str, token: str) -> str:
     """The ``Set-Cookie`` value by which a client brings the token back."""
-    return f"{COOKIE_PREFIX}{slot}={token}; Path=/; HttpOnly"
+    return f"{prefix}{slot}={token}; Path=/; HttpOnly"
 
 
 class Session:

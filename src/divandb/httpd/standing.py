@@ -42,8 +42,10 @@ class Standing:
         contained: Callable[[], Vector],
         settings: Settings,
         limits: Limits,
+        cluster: str,
     ) -> None:
         """``contained`` is what the file holds: a read may show it before the loop is told."""
+        self.cookie_prefix = sessions.prefix_of(cluster)
         self._contained = contained
         self._peers = peers
         self._progress = progress
@@ -110,7 +112,7 @@ class Standing:
 
     def session(self, scope: Scope, headers: Headers, cookies: list[tuple[str, str]]) -> Session:
         """The request's session; raises ``BadRequest`` for a header that cannot be read."""
-        token = sessions.of_cookies(cookies)
+        token = sessions.of_cookies(cookies, self.cookie_prefix)
         header = headers.get(sessions.HEADER)
         if header is not None:
             token = token.joined(sessions.parse(header))
@@ -149,7 +151,7 @@ class Standing:
         if session.written:
             token = self.token_of(session)
             text = sessions.text(token.vector, token.slots)
-            found.append(("set-cookie", sessions.cookie(session.slot, text)))
+            found.append(("set-cookie", sessions.cookie(self.cookie_prefix, session.slot, text)))
             if not wants_token:
                 found.append(("divan-session", text))
         if wants_token:

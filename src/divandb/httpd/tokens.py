@@ -52,13 +52,20 @@ class Tokens:
         """The writes that a request needs, if all of them are here; ``None``: they are not, or the
         normal way has to look. ``header`` and ``cookie`` are as they came.
         """
-        ours = NOTHING if cookie is None else self._known(cookie, of_cookies)
+        ours = NOTHING if cookie is None else self._known(cookie, self._of_cookies)
         if ours is None or header is None:
             return ours
         theirs = self._known(header, of_header)
         if theirs is None or ours is NOTHING:
             return theirs
         return ours.joined(theirs)
+
+    def _of_cookies(self, value: bytes) -> Token | None:
+        """What cookies say; ``None`` where one of them may be a login."""
+        if _LOGIN in value:
+            return None
+        pairs = cookies.pairs(value.decode("latin-1"))
+        return sessions.of_cookies(pairs, self._standing.cookie_prefix)
 
     def _known(self, brought: bytes, read: Callable[[bytes], Token | None]) -> Token | None:
         known = self._met.get(brought)
@@ -107,11 +114,6 @@ def of_header(value: bytes) -> Token | None:
         return sessions.parse(value.decode("latin-1"))
     except BadRequest:
         return None
-
-
-def of_cookies(value: bytes) -> Token | None:
-    """What cookies say; ``None`` where one of them may be a login."""
-    return None if _LOGIN in value else sessions.of_cookies(cookies.pairs(value.decode("latin-1")))
 
 
 def _make_room(kept: dict[bytes, Token] | dict[bytes, _Said]) -> None:
