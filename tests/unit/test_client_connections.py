@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 from collections.abc import Iterator
@@ -32,6 +33,9 @@ class Kept:
 
     def is_idle(self) -> bool:
         return self.is_whole
+
+    def is_closed(self) -> bool:
+        return not self.is_whole
 
 
 def test_the_one_that_was_used_last_is_used_again_for_its_place_alone() -> None:
@@ -178,3 +182,24 @@ def test_who_is_cancelled_gives_its_connection_back(server: Server) -> None:
         silent.close()
 
     asyncio.run(main())
+
+
+def test_a_connection_is_closed_however_early_its_request_is_cancelled(server: Server) -> None:
+    """What is left open would be told when it is collected, and fail here."""
+
+    async def main(steps: int, *, kept: bool) -> None:
+        transport = AsyncConnections(Options(connections_max=1))
+        async with httpx.AsyncClient(transport=transport, timeout=TIMES) as client:
+            if kept:
+                await client.get(server.url)
+            asking = asyncio.create_task(client.get(server.url))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asking
+
+    for steps in range(25):
+        asyncio.run(main(steps, kept=True))
+        asyncio.run(main(steps, kept=False))
+    gc.collect()

@@ -26,6 +26,8 @@ class _Kept(Protocol):
 
     def is_idle(self) -> bool: ...
 
+    def is_closed(self) -> bool: ...
+
 
 C = TypeVar("C", bound=_Kept)
 Place = tuple[bytes, bytes, int]
@@ -68,12 +70,14 @@ class Shelf(Generic[C]):
             over.append(self._oldest())
         return found, over
 
-    def back(self, place: Place, one: C | None) -> None:
-        """It is in use no longer; kept if it can be used again."""
+    def back(self, place: Place, one: C | None) -> bool:
+        """It is in use no longer; is it kept, or is it to be closed?"""
         self.in_use -= 1
-        if one is not None and one.is_idle():
-            self._idle.setdefault(place, []).append(one)
-            self._order[one] = place
+        if one is None or not one.is_idle() or one.is_closed():
+            return False
+        self._idle.setdefault(place, []).append(one)
+        self._order[one] = place
+        return True
 
     def all(self) -> list[C]:
         """All idle ones; they leave."""
@@ -127,14 +131,14 @@ class AsyncConnections(httpx.AsyncBaseTransport):
         place = _place(request.url)
         one, over = self._shelf.take(place)
         try:
-            for each in over:
-                await each.aclose()
+            if over:
+                await asyncio.shield(asyncio.gather(*(each.aclose() for each in over)))
             if one is None:
                 one = httpcore.AsyncHTTPConnection(**self._settings.to(place))
             with _as_httpx(request):
                 answer = await one.handle_async_request(_sent(request))
         except BaseException:
-            self._back(place, None)  # it has closed itself
+            await self._back(place, one)
             raise
         return httpx.Response(
             answer.status,
@@ -143,9 +147,11 @@ class AsyncConnections(httpx.AsyncBaseTransport):
             extensions=answer.extensions,
         )
 
-    def _back(self, place: Place, one: httpcore.AsyncHTTPConnection | None) -> None:
-        self._shelf.back(place, one)
+    async def _back(self, place: Place, one: httpcore.AsyncHTTPConnection | None) -> None:
+        is_kept = self._shelf.back(place, one)
         self._free.release()
+        if one is not None and not is_kept:  # if it was cancelled, it may not have closed itself
+            await one.aclose()
 
     async def aclose(self) -> None:
         """Close those that are idle."""
@@ -170,7 +176,7 @@ class _AsyncBody(httpx.AsyncByteStream):
             try:
                 await self._answer.aclose()
             finally:
-                back()
+                await back()
 
 
 class Connections(httpx.BaseTransport):
@@ -197,7 +203,7 @@ class Connections(httpx.BaseTransport):
             with _as_httpx(request):
                 answer = one.handle_request(_sent(request))
         except BaseException:
-            self._back(place, None)  # it has closed itself
+            self._back(place, one)
             raise
         return httpx.Response(
             answer.status,
@@ -208,8 +214,10 @@ class Connections(httpx.BaseTransport):
 
     def _back(self, place: Place, one: httpcore.HTTPConnection | None) -> None:
         with self._lock:
-            self._shelf.back(place, one)
+            is_kept = self._shelf.back(place, one)
         self._free.release()
+        if one is not None and not is_kept:
+            one.close()
 
     def close(self) -> None:
         """Close those that are idle."""
