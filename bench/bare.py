@@ -15,19 +15,18 @@ on stdin; the outcome goes as JSON to stdout. Who may do that is the admin of
 import json
 import os
 import secrets
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench import stats
+from bench.apart import Apart
 from bench.servers import BenchError
 from divandb.board.kafka_client import KafkaBounds, common
 from divandb.configfile import ConfigFileError, kafka_given
@@ -79,45 +78,21 @@ class Running:
     def __init__(self, plan: Plan) -> None:
         """BenchError when it does not get ready."""
         self._wait_s_max = plan.seconds + ENDS_S_MAX
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.bare"],
-            cwd=Path(__file__).parents[1],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._tell(json.dumps(asdict(plan)))
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != READY:
+        self._apart = Apart("bench.bare", "bare loop", asdict(plan))
+        if self._apart.hear() != READY:
             self.outcome()
-
-    def _tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
 
     def go(self) -> None:
         """Begin."""
-        self._tell("")
+        self._apart.tell("")
 
     def outcome(self) -> Outcome:
         """Waits for the end. BenchError when it has no outcome."""
-        try:
-            output, faults = self._process.communicate(timeout=self._wait_s_max)
-        except subprocess.TimeoutExpired as late:
-            raise BenchError(f"the bare loop did not end: {late}") from late
-        finally:
-            self.kill()
-        if self._process.returncode:
-            raise BenchError(f"the bare loop failed:\n{faults}")
-        return Outcome(**json.loads(output))
+        return Outcome(**self._apart.outcome(self._wait_s_max))
 
     def kill(self) -> None:
         """Ends the process if it has not ended."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        self._apart.kill()
 
 
 def measured(plan: Plan) -> Outcome:

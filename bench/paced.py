@@ -15,15 +15,14 @@ import random
 import re
 import select
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from bench import documents, stats
+from bench.apart import Apart
 from bench.servers import BenchError, Target
 
 ANSWER_S_MAX = 30.0
@@ -76,35 +75,15 @@ class Running:
 
     def __init__(self, plan: Plan) -> None:
         self._wait_s_max = plan.seconds + ENDS_S_MAX
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.paced"],
-            cwd=Path(__file__).parents[1],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(plan)) + "\n")
-        self._process.stdin.flush()
+        self._apart = Apart("bench.paced", "load generator", asdict(plan))
 
     def outcome(self) -> Outcome:
         """Waits for the end. BenchError when it has no outcome."""
-        try:
-            output, faults = self._process.communicate(timeout=self._wait_s_max)
-        except subprocess.TimeoutExpired as late:
-            raise BenchError(f"the load generator did not end: {late}") from late
-        finally:
-            self.kill()
-        if self._process.returncode:
-            raise BenchError(f"the load generator failed:\n{faults}")
-        return Outcome(**json.loads(output))
+        return Outcome(**self._apart.outcome(self._wait_s_max))
 
     def kill(self) -> None:
         """Ends the process if it has not ended."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        self._apart.kill()
 
 
 class Connection:

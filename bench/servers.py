@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -180,7 +180,9 @@ def cluster(
         members = _started_members(data, authorization, process, log, count)
         for one in members:
             path = BOARD_UP if one.role == BOARD else "/_up"
-            wait_until_up(one.target, process, log, path, START_POLL_S)
+            # Without a name: to check a password for the first time takes each node a while.
+            anybody = replace(one.target, authorization="")
+            wait_until_up(anybody, process, log, path, START_POLL_S)
         start_s = time.perf_counter() - start
         port = urlsplit(_record(data)["url"]).port or 0
         yield Cluster(
