@@ -373,7 +373,7 @@ def _table(found: Sequence[Found]) -> str:
         "p50 ms beside", "p99 ms alone", "p99 ms beside", "p99 times", "took s",
         "without readers s",
     )  # fmt: skip
-    rows = [
+    rows: list[list[stats.Cell]] = [
         [
             one.name,
             number,

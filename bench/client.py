@@ -97,7 +97,7 @@ class Outcome:
             "call", "client", "at a time", "calls/s", "docs/s", "p50 ms", "p99 ms",
             "client's CPU µs/call", "µs/document",
         )  # fmt: skip
-        rows = [
+        rows: list[list[stats.Cell]] = [
             [
                 one.what,
                 one.client,
@@ -115,14 +115,15 @@ class Outcome:
 
     def svg(self) -> str:
         """A group of bars for each kind of call."""
+        shown: list[tuple[str, Callable[[Result], stats.Spread]]] = [
+            ("calls/s", lambda one: one.calls_per_s),
+            ("client's CPU µs a call", lambda one: one.cpu_us),
+        ]
         groups = [
             plot.Group(f"{what}: {title}", [_bar(one, of(one)) for one in rows])
             for what in (GETS, PUTS, BULKS)
             if (rows := [one for one in self.results if one.what == what])
-            for title, of in (
-                ("calls/s", lambda one: one.calls_per_s),
-                ("client's CPU µs a call", lambda one: one.cpu_us),
-            )
+            for title, of in shown
         ]
         return plot.bars("The Python client", groups)
 

@@ -378,7 +378,7 @@ def _table(rounds: Sequence[Round]) -> str:
         "docs/s free",
         "of free",
     )
-    rows = [
+    rows: list[list[stats.Cell]] = [
         [
             number,
             stats.number(one.alone.requests_per_s),

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Outcome:
 
     def plots(self) -> dict[str, str]:
         """SVGs by name."""
-        made = {}
+        made: dict[str, str] = {}
         if self.steps:
             made |= {"growth": self.svg(), "growth-import": self.imports_svg()}
         if self.clusters:
@@ -240,11 +241,8 @@ class Growing:
         rounds = []
         for turn in range(1, plan.rounds + 1):
             script = load.random_script(node, self._db, folder / "ids", turn)
-            rounds.append(
-                load.measured(
-                    node, lambda s=script: load.wrk(node, s, connections, plan.seconds, folder)
-                )
-            )
+            asking = partial(load.wrk, node, script, connections, plan.seconds, folder)
+            rounds.append(load.measured(node, asking))
         return stats.Result(f"{docs:,}", connections, "divandb", 0, rounds)
 
 

@@ -171,15 +171,15 @@ def random_script(target: Target, db: str, ids_file: Path, seed: int) -> str:
 
 def put_script(target: Target, db: str, body: tuple[bytes, bytes], seed: int) -> str:
     """PUTs of new documents: 16 random hex digits, ``seed``, and a count, so none comes twice."""
-    head, tail = (part.decode() for part in body)
+    before, after = (part.decode() for part in body)
     sent = {
         "Content-Type": "application/json",
-        "Content-Length": str(len(head) + 8 + len(tail)),
+        "Content-Length": str(len(before) + 8 + len(after)),
     }
     return PUT_LUA % {
         "before": lua(f"PUT /{db}/"),
-        "middle": lua(head(target, "", "", sent) + head),
-        "after": lua(tail),
+        "middle": lua(head(target, "", "", sent) + before),
+        "after": lua(after),
         "number": documents.NUMBER_FIRST,
         "seed": seed,
     }

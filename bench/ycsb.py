@@ -239,10 +239,12 @@ def post_speech(
     keys: Sequence[str], new_key: tuple[int, str],
 ) -> Speech:  # fmt: skip
     """``patterns`` are ``seen`` and ``done``. All keys are of one length."""
-    made = [_post(target, one, len(keys[0])) for one in (read, write, insert)]
-    before, after = _post(target, scan, len(keys[0]))
-    scanned = (before, scan.between, after)
-    return Speech(*made, scanned, *patterns, keys=keys, new_key=new_key)
+    reads, writes, inserts, scans = (
+        _post(target, one, len(keys[0])) for one in (read, write, insert, scan)
+    )
+    seen, done = patterns
+    scanned = (scans[0], scan.between, scans[1])
+    return Speech(reads, writes, inserts, scanned, seen, done, keys, new_key)
 
 
 def check(target: Target, speech: Speech, body: bytes, works: Iterable[str]) -> None:

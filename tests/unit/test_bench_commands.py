@@ -19,6 +19,7 @@ from bench import (
     comfort,
     compare,
     counters,
+    documents,
     growth,
     load,
     operations,
@@ -195,6 +196,21 @@ def test_a_post_has_the_length_of_its_body() -> None:
         assert f"Content-Length: {len(body.encode())}" in head
         assert json.loads(body) == wanted
         assert "Authorization" not in head
+
+
+def test_a_put_has_the_length_of_its_body() -> None:
+    parts = documents.body_around_number(random.Random(1), 200)
+    target = Target("one", "127.0.0.1", 5984, "Basic x", ())
+    script = load.put_script(target, "db", parts, seed=7)
+    assert load.lua("PUT /db/") in script and "math.randomseed(7)" in script
+    before, after = (part.decode() for part in parts)
+    middle = json.loads(script.split("count)\n    .. ")[1].split(" .. (")[0])
+    head, empty, begun = middle.partition("\r\n\r\n")
+    assert head.startswith(" HTTP/1.1\r\nHost: 127.0.0.1:5984\r\nAuthorization: Basic x\r\n")
+    assert (empty, begun) == ("\r\n\r\n", before)
+    body = f"{before}{documents.NUMBER_FIRST}{after}"
+    assert f"Content-Length: {len(body)}" in head
+    assert json.loads(body)["number"] == documents.NUMBER_FIRST
 
 
 def test_shares_of_requests_are_whole() -> None:
