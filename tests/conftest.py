@@ -13,6 +13,12 @@ from tests.running import Cluster, Running, clustered, running
 
 TEST_S_MAX = 120.0
 SYSTEM = Path(__file__).parent / "system"
+ONE_NODE = {
+    "test_answers.py", "test_attachments.py", "test_auth_http.py", "test_bounds.py",
+    "test_changes.py", "test_documents_http.py", "test_find.py", "test_functions.py",
+    "test_listing.py", "test_views.py",
+}  # fmt: skip
+"""Of the system tests, those that ask a single node, and do not mind who else is at work."""
 
 
 class TookTooLong(BaseException):
@@ -22,7 +28,9 @@ class TookTooLong(BaseException):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what wants the machine for itself: `make test` plays all else two at a time."""
     for item in items:
-        if SYSTEM in item.path.parents or item.get_closest_marker("kafka"):
+        asks_one = item.path.name in ONE_NODE and "cluster" not in getattr(item, "fixturenames", ())
+        is_system = SYSTEM in item.path.parents and not asks_one
+        if is_system or item.get_closest_marker("kafka"):
             item.add_marker("alone")
 
 
