@@ -15,8 +15,8 @@ TEST_S_MAX = 120.0
 SYSTEM = Path(__file__).parent / "system"
 ONE_NODE = {
     "test_answers.py", "test_attachments.py", "test_auth_http.py", "test_bounds.py",
-    "test_changes.py", "test_documents_http.py", "test_find.py", "test_functions.py",
-    "test_listing.py", "test_views.py",
+    "test_changes.py", "test_documents_http.py", "test_durability.py", "test_find.py",
+    "test_functions.py", "test_fuzz.py", "test_listing.py", "test_views.py",
 }  # fmt: skip
 """Of the system tests, those that ask a single node, and do not mind who else is at work."""
 
