@@ -8,9 +8,12 @@ from types import FrameType
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from tests.running import Cluster, Running, clustered, running
 
+settings.register_profile("without a stopwatch", deadline=None)
+settings.load_profile("without a stopwatch")
 TEST_S_MAX = 120.0
 SYSTEM = Path(__file__).parent / "system"
 ONE_NODE = {
