@@ -71,6 +71,7 @@ from divandb.store.writer import Writer
 from divandb.tenure import Tenure
 from tests.sim import front
 from tests.sim.board import LIMITS
+from tests.sim.checkers import LagIsNoLess
 from tests.sim.disk import VFS_NAME, Platter
 from tests.sim.network import Exchange, SimLink, SimTransport
 from tests.sim.world import Process, SimClock
@@ -139,6 +140,24 @@ class Told(Master):
     def rollback(self) -> None:
         self._told.clear()
         super().rollback()
+
+
+class ToldStanding(Standing):
+    """What is said of the view's age is judged, each time that it is said."""
+
+    def __init__(self, node: "Node", *args: Any) -> None:
+        super().__init__(*args)
+        self._node = node
+
+    def age(self) -> list[tuple[str, str]]:
+        return self._told(super().age())
+
+    def age_of(self, *args: Any) -> list[tuple[str, str]]:
+        return self._told(super().age_of(*args))
+
+    def _told(self, said: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        self._node.cluster.told(LagIsNoLess, self._node, said)
+        return said
 
 
 class SimWriter(Writer):
@@ -586,14 +605,10 @@ def _open_front(node: Node) -> None:
         node.authenticator.password_settings, needs,
     )  # fmt: skip
     node.settings.refresh(node.replica.settings())
-    node.standing = Standing(
-        node.peers,
-        node.progress,
-        node.replica.contained,
-        node.settings,
-        limits,
+    node.standing = ToldStanding(
+        node, node.peers, node.progress, node.replica.contained, node.settings, limits,
         node.identity.cluster,
-    )
+    )  # fmt: skip
     node.services = Services(
         config=config, limits=limits, cluster=node.identity.cluster, catalog=node.catalog,
         replica=node.replica, entry=node.entry, settings=node.settings,
