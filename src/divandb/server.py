@@ -108,6 +108,7 @@ from divandb.settings import Settings
 from divandb.store import arrivals, file, indexes, membership, outbox, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.ledger import Ledger
+from divandb.store.spares import Spares
 from divandb.store.upkeep import Upkeep, all_kept, no_board, tend
 from divandb.store.writer import Writer
 from divandb.telemetry import LineLog
@@ -409,16 +410,18 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             log,
         )  # fmt: skip
         fetcher.caught_up = gatherer.notice
-        giver = Giver(disk, offload, governor.pace(Work.COPIES), clock, limits)
+        spares = Spares(disk)
+        stack.callback(spares.close)
+        giver = Giver(spares, offload, governor.pace(Work.COPIES), clock, limits)
         shelf = Shelf(disk, clock, rng, limits, offload, log)
         stack.push_async_callback(shelf.close)
         await stack.enter_async_context(_background(shelf.tend()))
-        findings, witness = Findings(clock, log), Witness(disk, offload)
+        findings, witness = Findings(clock, log), Witness(spares, offload)
         scanner = Scanner(
-            disk, execute, offload, findings, governor.pace(Work.PROOFS), clock, limits, log
+            spares, execute, offload, findings, governor.pace(Work.PROOFS), clock, limits, log
         )  # fmt: skip
         verifier = Verifier(
-            config, disk, peers, scanner, findings, execute, offload,
+            config, spares, peers, scanner, findings, execute, offload,
             governor.pace(Work.PROOFS), clock, log,
         )  # fmt: skip
         witness.differs, witness.doubted = verifier.notice, scanner.doubt

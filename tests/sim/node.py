@@ -66,6 +66,7 @@ from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.documents import Row
 from divandb.store.file import Disk
 from divandb.store.ledger import Changes, Ledger
+from divandb.store.spares import Spares
 from divandb.store.upkeep import Upkeep, all_kept, tend
 from divandb.store.writer import Writer
 from divandb.tenure import Tenure
@@ -299,6 +300,7 @@ class Node:
             files = self.platter.power_cut(files, self.cluster.rng)
             self.may_forget = True
         with self.platter.with_room():  # what a connection does that closes in order is undone
+            self.spares.close()
             for connection in (self.connection, self.reading):
                 connection.close()
             self._checkpointer.close()
@@ -549,16 +551,17 @@ def _open_peers(node: Node) -> None:
         node.peers, node.progress, execute, config.keys.token, clock, limits, log, transport
     )
     node.peers.fetch = node.fetcher.fetch
-    node.giver = Giver(node.disk, node._offload, node.governor.pace(Work.COPIES), clock, limits)
+    node.spares = Spares(node.disk)
+    node.giver = Giver(node.spares, node._offload, node.governor.pace(Work.COPIES), clock, limits)
     node.shelf = Shelf(node.disk, clock, node.rng, limits, node._offload, log)
     node.forwarder = Forwarder(transport)
-    node.findings, node.witness = Findings(clock, log), Witness(node.disk, node._offload)
+    node.findings, node.witness = Findings(clock, log), Witness(node.spares, node._offload)
     node.scanner = Scanner(
-        node.disk, execute, node._offload, node.findings, node.governor.pace(Work.PROOFS), clock,
+        node.spares, execute, node._offload, node.findings, node.governor.pace(Work.PROOFS), clock,
         limits, log,
     )  # fmt: skip
     node.verifier = Verifier(
-        config, node.disk, node.peers, node.scanner, node.findings, execute, node._offload,
+        config, node.spares, node.peers, node.scanner, node.findings, execute, node._offload,
         node.governor.pace(Work.PROOFS), clock, log,
     )  # fmt: skip
     node.witness.differs, node.witness.doubted = node.verifier.notice, node.scanner.doubt
