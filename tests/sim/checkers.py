@@ -337,6 +337,8 @@ class VectorsAreUnderstood(Checker):
     def __init__(self, cluster: "Cluster") -> None:
         super().__init__(cluster)
         self._looked_s: dict[str, float] = {}
+        self._judged: dict[tuple[str, str], tuple[Any, ...]] = {}
+        """What was said, what is there and what the other has heard of, of two nodes."""
         self.short = 0
         """How often a vector named less than the origins that were written under."""
 
@@ -357,6 +359,11 @@ class VectorsAreUnderstood(Checker):
         for other in self.cluster.nodes:
             if not other.up:
                 continue
+            place, now = (node.name, other.name), (told, whole, other.ledger.closings)
+            before = self._judged.get(place, ())
+            if before and all(one is former for one, former in zip(now, before, strict=True)):
+                continue
+            self._judged[place] = now
             taken = other.ledger.closings.expand(told)
             assert covers(whole, taken), ("more than was said", node.name, other.name, told)
             if not other.may_forget:

@@ -134,7 +134,8 @@ class Failover:
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        await self._remember()
+        if self._tenure.owners != self._written:
+            await self._remember()
         if self._tenure.is_owner:
             self._gone_since = None
             self._note_return()
@@ -144,10 +145,9 @@ class Failover:
 
     async def _remember(self) -> None:
         """The file knows the owners, so that a restart does not go back to former ones."""
-        if self._tenure.owners != self._written:
-            known = dict(self._tenure.owners)
-            await self._execute(lambda ledger: succession.set_owners(ledger.connection, known), 0)
-            self._written = known
+        known = dict(self._tenure.owners)
+        await self._execute(lambda ledger: succession.set_owners(ledger.connection, known), 0)
+        self._written = known
 
     def _note_return(self) -> None:
         """Was the one that was replaced only slow? Then be more patient with the next."""
