@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -31,7 +31,7 @@ from divandb.board.embedded import EmbeddedBoard
 from divandb.catalog import Catalog
 from divandb.clock import HybridClock, Rng, SystemClock, SystemRng
 from divandb.closings import Closings
-from divandb.cluster import blobs, trust
+from divandb.cluster import blobs, removal, trust
 from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
@@ -573,7 +573,10 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             )
         leaving = asyncio.Event()
         peers.expelled = leaving.set
-        await stack.enter_async_context(_background(_leave(leaving, execute)))
+        farewell = functools.partial(
+            removal.leave, tenure, role, execute, lambda: outbox.unpublished(reading), log
+        )
+        await stack.enter_async_context(_background(_leave(leaving, farewell)))
         await stack.enter_async_context(_background(verifier.run()))
         stack.callback(building.close)  # before the threads that may wait for them are
         stack.callback(asking.close)
@@ -655,11 +658,11 @@ async def _first_start(entry: Entry, catalog: Catalog, settings: Settings, rng: 
         await asyncio.sleep(FIRST_START_RETRY_S)
 
 
-async def _leave(leaving: asyncio.Event, execute: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-    """Once the node was removed: remember it, and end."""
+async def _leave(leaving: asyncio.Event, farewell: Callable[[], Awaitable[None]]) -> None:
+    """Once the node was removed: take leave, and end."""
     await leaving.wait()
     try:
-        await execute(lambda ledger: membership.note_expelled(ledger.connection), 0)
+        await farewell()
     finally:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 

@@ -15,7 +15,7 @@ from divandb import node as roles
 from divandb.attachments import pack
 from divandb.catalog import Catalog
 from divandb.clock import HybridClock
-from divandb.cluster import topics, trust
+from divandb.cluster import removal, topics, trust
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
 from divandb.cluster.drain import Drain
@@ -213,6 +213,8 @@ class Node:
         self.process = Process(cluster.loop, self.name)
         self.process.kill()
         self.commit_s_max = COMMIT_S_MAX
+        self.ends_when_removed = False
+        """Or does it go on to refuse its clients, as one whose end takes its time?"""
         self.dies_after_commit = False
         """Is it killed after its next write, before anybody hears of that?"""
         self.may_forget = cluster.loop.now_s > 0
@@ -278,14 +280,27 @@ class Node:
             probe_s=LOOK_S,
         )  # fmt: skip
         looking = asyncio.ensure_future(senses.run())
+        expelled = asyncio.Event()
+        self.peers.expelled = expelled.set
+        leaving = asyncio.ensure_future(self._leave(expelled))
         try:
             await roles.run(parts, self.role)
         finally:
             looking.cancel()
+            leaving.cancel()
             beating.cancel()
             succeeding.cancel()
             verifying.cancel()
             tending.cancel()
+
+    async def _leave(self, expelled: asyncio.Event) -> None:
+        await expelled.wait()
+        await removal.leave(
+            self.tenure, self.role, _executing(self), lambda: outbox.unpublished(self.reading),
+            self.log,
+        )  # fmt: skip
+        if self.ends_when_removed:
+            self.crash()
 
     async def _offload(self, function: Any, *arguments: Any) -> Any:
         """As long as another thread may take."""

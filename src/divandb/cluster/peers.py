@@ -351,6 +351,15 @@ class Peers:
             self._log.event("this node was removed from the cluster and serves no more")
             self.expelled()
 
+    def note_refusal(self, peer: Peer, reply: Reply) -> None:
+        """A master says that this node was removed. One that was itself says that, which is nothing
+        of us.
+        """
+        if reply.status != Expelled.status or not self.tenure.owns(peer.member):
+            return
+        if messages.error_of(reply.body) == Expelled.error:
+            self._leave()
+
     def check_member(self, name: str) -> None:
         """Raises ``Expelled`` for a node that is no member any more."""
         if name in self.removed:
@@ -478,10 +487,7 @@ class Peers:
                     "POST", HEARTBEAT, saying,
                     wait_s=0.0, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
                 )  # fmt: skip
-            # One that was removed itself says that, which is nothing of us.
-            is_expelled = messages.error_of(reply.body) == Expelled.error
-            if reply.status == Expelled.status and is_expelled and self.tenure.owns(peer.member):
-                self._leave()
+            self.note_refusal(peer, reply)
             if reply.status != 200:
                 raise LinkBroken(f"answered {reply.status}", sent=True)
             told = messages.decode_heartbeat(reply.body)
