@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from divandb.cluster.peers import Peers
 from divandb.config import Limits
 from divandb.httpd import listing
 from tests.sim.checkers import LagReturns
@@ -531,3 +533,34 @@ def test_an_answer_is_as_old_as_what_it_was_made_from(
         c.mend()
 
     play(body, masters=2, replicas=1)
+
+
+def test_an_owner_that_lost_its_folder_speaks_of_all_that_it_has_again(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it wrote before comes back from its replica; who lacks it is not young, though nobody
+    has told the owner yet whose that origin is.
+    """
+    said = Peers.said
+    monkeypatch.setattr(
+        Peers, "said", lambda *args, **names: structs.replace(said(*args, **names), slots={})
+    )
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = await c.with_database("x")
+        replica = c.group("m1")[1]
+        m1.restart()  # from here on it writes under another origin
+        await c.settled()
+        _left_behind(c, m2)
+        await m1.put("x", "d", 1)
+        await c.until(lambda: bool(replica.leaves("x", "d")))
+        m1.crash()
+        m1.lose_file()
+        c.losses.disk_lost(m1)
+        c.start(m1)
+        await c.until(lambda: bool(m1.leaves("x", "d")))
+        await c.passes(2)
+        assert int(dict(m2.standing.age())["divan-lag"]) >= 2_000
+        c.mend()
+
+    play(body, masters=2, replicas=1, limits=STEADY)
