@@ -28,6 +28,7 @@ import msgspec
 from divandb.merge import Document
 from divandb.store import databases, digests, documents
 from divandb.store.databases import Database
+from divandb.tenure import Owner
 from divandb.vector import covers
 from tests.sim.history import CREATED, DOCUMENT, DROPPED, REGISTER, Write
 
@@ -280,7 +281,7 @@ class LagIsNoLess(Checker):
     def looked(self, node: "Node") -> None:
         node.standing.age()  # tells what it says, as every answer does
 
-    def told(self, node: "Node", said: list[tuple[str, str]]) -> None:
+    def told(self, node: "Node", said: list[tuple[str, str]], owners: dict[str, Owner]) -> None:
         found = dict(said)
         lag = found.get("divan-lag", "unknown")
         if lag == "unknown":
@@ -289,7 +290,7 @@ class LagIsNoLess(Checker):
         silent = {part.split("=")[0] for part in found.get("divan-silent", "").split(", ")}
         moment_s = self.cluster.loop.now_s - int(lag) / 1000
         here = node.progress.vector
-        for slot, owner in node.tenure.owners.items():
+        for slot, owner in owners.items():
             if slot not in silent and owner.name != node.name:
                 wrote = self._before(owner.name, moment_s)
                 assert covers(here, wrote), (node.name, said, slot, owner, wrote, here)

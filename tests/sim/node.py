@@ -53,7 +53,7 @@ from divandb.httpd.forward import Forwarder
 from divandb.httpd.lane import Lane
 from divandb.httpd.peer_lane import PeerLane
 from divandb.httpd.services import Services
-from divandb.httpd.standing import Standing
+from divandb.httpd.standing import Standing, View
 from divandb.master import Master
 from divandb.node import Execute, Parts, Role
 from divandb.replica import Replica
@@ -69,7 +69,7 @@ from divandb.store.ledger import Changes, Ledger
 from divandb.store.spares import Spares
 from divandb.store.upkeep import Upkeep, all_kept, tend
 from divandb.store.writer import Writer
-from divandb.tenure import Tenure
+from divandb.tenure import Owner, Tenure
 from tests.sim import front
 from tests.sim.board import LIMITS
 from tests.sim.checkers import LagIsNoLess
@@ -143,22 +143,42 @@ class Told(Master):
         super().rollback()
 
 
+class ToldView(View):
+    """With whom the node took for owners then: of others an answer says nothing."""
+
+    owners: dict[str, Owner]
+
+
 class ToldStanding(Standing):
     """What is said of the view's age is judged, each time that it is said."""
 
     def __init__(self, node: "Node", *args: Any) -> None:
         super().__init__(*args)
         self._node = node
+        self._kept: ToldView | None = None
+
+    def view(self) -> View:
+        found = ToldView(*super().view())
+        found.owners = dict(self._node.tenure.owners)
+        return found
 
     def age(self) -> list[tuple[str, str]]:
-        return self._told(super().age())
-
-    def age_of(self, *args: Any) -> list[tuple[str, str]]:
-        return self._told(super().age_of(*args))
-
-    def _told(self, said: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        self._node.cluster.told(LagIsNoLess, self._node, said)
+        said = super().age()
+        if self._kept is not None:
+            self._tell(said, self._kept)
         return said
+
+    def age_of(self, view: View, kept_s: float = 0.0) -> list[tuple[str, str]]:
+        said = super().age_of(view, kept_s)
+        assert isinstance(view, ToldView)
+        if kept_s:
+            self._kept = view
+        else:
+            self._tell(said, view)
+        return said
+
+    def _tell(self, said: list[tuple[str, str]], view: ToldView) -> None:
+        self._node.cluster.told(LagIsNoLess, self._node, said, view.owners)
 
 
 class SimWriter(Writer):
