@@ -143,6 +143,8 @@ class Delivery:
             self.removed()
         if made.databases or self._has_users(made):
             self._authenticator.users_changed()
+        # Heartbeats tell them only now and then; an owner must not speak of a part of what it has.
+        self._progress.slots.update(made.slots)
         if made.vector is not None:
             self._move_on(made.vector)
         self._replica.wake(made.documents | made.databases)

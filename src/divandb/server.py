@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -31,7 +31,7 @@ from divandb.board.embedded import EmbeddedBoard
 from divandb.catalog import Catalog
 from divandb.clock import HybridClock, Rng, SystemClock, SystemRng
 from divandb.closings import Closings
-from divandb.cluster import blobs, trust
+from divandb.cluster import blobs, removal, trust
 from divandb.cluster.blobs import Gatherer
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
@@ -108,6 +108,7 @@ from divandb.settings import Settings
 from divandb.store import arrivals, file, indexes, membership, outbox, succession
 from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.ledger import Ledger
+from divandb.store.spares import Spares
 from divandb.store.upkeep import Upkeep, all_kept, no_board, tend
 from divandb.store.writer import Writer
 from divandb.telemetry import LineLog
@@ -409,16 +410,18 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             log,
         )  # fmt: skip
         fetcher.caught_up = gatherer.notice
-        giver = Giver(disk, offload, governor.pace(Work.COPIES), clock, limits)
+        spares = Spares(disk)
+        stack.callback(spares.close)
+        giver = Giver(spares, offload, governor.pace(Work.COPIES), clock, limits)
         shelf = Shelf(disk, clock, rng, limits, offload, log)
         stack.push_async_callback(shelf.close)
         await stack.enter_async_context(_background(shelf.tend()))
-        findings, witness = Findings(clock, log), Witness(disk, offload)
+        findings, witness = Findings(clock, log), Witness(spares, offload)
         scanner = Scanner(
-            disk, execute, offload, findings, governor.pace(Work.PROOFS), clock, limits, log
+            spares, execute, offload, findings, governor.pace(Work.PROOFS), clock, limits, log
         )  # fmt: skip
         verifier = Verifier(
-            config, disk, peers, scanner, findings, execute, offload,
+            config, spares, peers, scanner, findings, execute, offload,
             governor.pace(Work.PROOFS), clock, log,
         )  # fmt: skip
         witness.differs, witness.doubted = verifier.notice, scanner.doubt
@@ -570,7 +573,10 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             )
         leaving = asyncio.Event()
         peers.expelled = leaving.set
-        await stack.enter_async_context(_background(_leave(leaving, execute)))
+        farewell = functools.partial(
+            removal.leave, tenure, role, execute, lambda: outbox.unpublished(reading), log
+        )
+        await stack.enter_async_context(_background(_leave(leaving, farewell)))
         await stack.enter_async_context(_background(verifier.run()))
         stack.callback(building.close)  # before the threads that may wait for them are
         stack.callback(asking.close)
@@ -652,11 +658,11 @@ async def _first_start(entry: Entry, catalog: Catalog, settings: Settings, rng: 
         await asyncio.sleep(FIRST_START_RETRY_S)
 
 
-async def _leave(leaving: asyncio.Event, execute: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-    """Once the node was removed: remember it, and end."""
+async def _leave(leaving: asyncio.Event, farewell: Callable[[], Awaitable[None]]) -> None:
+    """Once the node was removed: take leave, and end."""
     await leaving.wait()
     try:
-        await execute(lambda ledger: membership.note_expelled(ledger.connection), 0)
+        await farewell()
     finally:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 

@@ -75,6 +75,8 @@ class Tenure:
 
     def learn(self, owners: Mapping[str, Owner]) -> None:
         """Somebody says so."""
+        if owners == self.owners:
+            return
         for slot, owner in owners.items():
             before = self.owners.get(slot)
             if owner != before and outranks(owner, before):

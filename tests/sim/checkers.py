@@ -4,7 +4,7 @@ VectorIsTruthful     what a node's vector covers is in its file, after every com
 EqualVectors         equal vectors mean equal digests, on whatever node and whenever
 NothingComesBack     what a write has replaced or deleted shows nowhere that has this write
 NothingLost          in the end every committed write is a leaf, an ancestor of one, or purged
-LagIsNoLess          a view is never older than it says
+LagIsNoLess          a view is never older than an answer says
 MarksAreTruthful     what a cursor's mark vouches for, both ways
 SameEverywhere       in the end all nodes hold the same, kept digests are right
 AnsweredIsCommitted  what is answered has been committed
@@ -17,8 +17,10 @@ StaysBounded         queues keep to their limits
 VectorsAreUnderstood what a node tells of its vector others take for just that
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from math import inf
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,6 +28,7 @@ import msgspec
 from divandb.merge import Document
 from divandb.store import databases, digests, documents
 from divandb.store.databases import Database
+from divandb.tenure import Owner
 from divandb.vector import covers
 from tests.sim.history import CREATED, DOCUMENT, DROPPED, REGISTER, Write
 
@@ -246,31 +249,57 @@ class NothingLost(Checker):
 
 
 class LagIsNoLess(Checker):
-    """What a node says of its view's age: all that was written before is there, but for silent
-    slots, and what owners wrote whom the node does not take for such (any more, or yet). A master
-    whose disk was replaced does not know what it wrote before, until it is told.
+    """What an answer says of its view's age: all is there that slots' owners, as the node knows
+    them, contained of their slots' writes before, but for silent slots; whoever accepted these
+    writes, and whatever owners have lost since. Judged at every answer, not only now and then.
+
+    An owner that was started with less than it had knows no more of the rest than its file says.
     """
 
     def __init__(self, cluster: "Cluster") -> None:
         super().__init__(cluster)
         self.looks = 0
-        """How often a node knew how old its view is."""
+        """How often a node said how old its view is, and was judged."""
+        self._had: dict[str, list[tuple[float, dict[int, int]]]] = {}
+        """name → (when, what it contained from then on of its slot's writes)."""
+
+    def started(self, node: "Node") -> None:
+        own, known = self._own(node), self._had.setdefault(node.name, [])
+        if known and not covers(own, known[-1][1]):
+            known.clear()
+        known.append((self.cluster.loop.now_s, own))
+
+    def committed(self, node: "Node") -> None:
+        own, known = self._own(node), self._had[node.name]
+        if own != known[-1][1]:
+            known.append((self.cluster.loop.now_s, own))
+
+    def _own(self, node: "Node") -> dict[int, int]:
+        slots, slot = self.history.slots, node.member.slot
+        return {o: oseq for o, oseq in node.ledger.vector.items() if slots.get(o) == slot}
 
     def looked(self, node: "Node") -> None:
-        said = dict(node.standing.age())
-        lag = said.get("divan-lag", "unknown")
+        node.standing.age()  # tells what it says, as every answer does
+
+    def told(self, node: "Node", said: list[tuple[str, str]], owners: dict[str, Owner]) -> None:
+        found = dict(said)
+        lag = found.get("divan-lag", "unknown")
         if lag == "unknown":
             return
         self.looks += 1
-        silent = {part.split("=")[0] for part in said.get("divan-silent", "").split(", ")}
-        silent |= self.cluster.losses.slots
-        moment_s = self.cluster.loop.time() - int(lag) / 1000
-        for origin, oseq, write in self.history.before(moment_s):
-            owner = node.tenure.owners.get(write.slot)
-            if owner is None or write.slot in silent or (owner.epoch, owner.name) != write.owner:
-                continue
-            here = node.progress.vector.get(origin, 0)
-            assert here >= oseq, (node.name, said, write.slot, here, oseq)
+        silent = {part.split("=")[0] for part in found.get("divan-silent", "").split(", ")}
+        moment_s = self.cluster.loop.now_s - int(lag) / 1000
+        here = node.progress.vector
+        for slot, owner in owners.items():
+            if slot not in silent and owner.name != node.name:
+                wrote = self._before(owner.name, moment_s)
+                assert covers(here, wrote), (node.name, said, slot, owner, wrote, here)
+
+    def _before(self, name: str, moment_s: float) -> dict[int, int]:
+        """What this node contained at a moment of its slot's writes."""
+        known = self._had.get(name, [])
+        place = bisect_left(known, moment_s, key=itemgetter(0))
+        return known[place - 1][1] if place else {}
 
 
 class MarksAreTruthful(Checker):
@@ -309,6 +338,8 @@ class VectorsAreUnderstood(Checker):
     def __init__(self, cluster: "Cluster") -> None:
         super().__init__(cluster)
         self._looked_s: dict[str, float] = {}
+        self._judged: dict[tuple[str, str], tuple[Any, ...]] = {}
+        """What was said, what is there and what the other has heard of, of two nodes."""
         self.short = 0
         """How often a vector named less than the origins that were written under."""
 
@@ -329,6 +360,11 @@ class VectorsAreUnderstood(Checker):
         for other in self.cluster.nodes:
             if not other.up:
                 continue
+            place, now = (node.name, other.name), (told, whole, other.ledger.closings)
+            before = self._judged.get(place, ())
+            if before and all(one is former for one, former in zip(now, before, strict=True)):
+                continue
+            self._judged[place] = now
             taken = other.ledger.closings.expand(told)
             assert covers(whole, taken), ("more than was said", node.name, other.name, told)
             if not other.may_forget:
@@ -495,7 +531,7 @@ class DropsHitWhatTheyMeant(Checker):
 
 
 class LagReturns(Checker):
-    """Some time after all has healed every node's view is young, and stays so."""
+    """Some time after all has healed every node's view of all slots is young, and stays so."""
 
     within_s = 20.0
     lag_ms_max = 2_000
@@ -523,7 +559,8 @@ class LagReturns(Checker):
     def _judge(self, node: "Node") -> None:
         said = dict(node.standing.age())
         lag = said.get("divan-lag", "unknown")
-        assert lag != "unknown" and int(lag) <= self.lag_ms_max, (
+        is_young = lag != "unknown" and int(lag) <= self.lag_ms_max
+        assert is_young and "divan-silent" not in said, (
             node.name, said, "so long after all has healed:", self.within_s,
         )  # fmt: skip
         self._late.discard(node.name)

@@ -204,7 +204,8 @@ class Cluster:
         if made is None or made.vector is None:
             return
         self.trace.append((self.loop.time(), node.name, sum(node.ledger.vector.values())))
-        self._have_checked(lambda checker: checker.committed(node))
+        asked = [one for one in self.checkers if type(one).committed is not Checker.committed]
+        self._have_checked(lambda checker: checker.committed(node), asked)
 
     def note(self, what: str, how: object) -> None:
         """Something happened that belongs into the trace."""
@@ -225,9 +226,10 @@ class Cluster:
         if self.loop.now_s < self._looked_s + CHECK_S:
             return
         self._looked_s = self.loop.now_s
+        looking = [one for one in self.checkers if type(one).looked is not Checker.looked]
         for node in self.nodes:
             if node.up and node.process.is_running:
-                self._have_checked(lambda checker, node=node: checker.looked(node))
+                self._have_checked(lambda checker, node=node: checker.looked(node), looking)
 
     def _have_checked(
         self, step: Callable[[Checker], None], by: Sequence[Checker] | None = None

@@ -4,7 +4,6 @@ Known to checkers alone. It is told of each commit in the step that makes it, an
 outbox for the names of the writes in it.
 """
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
@@ -25,8 +24,6 @@ class Write(NamedTuple):
     """One committed write."""
 
     slot: str
-    owner: tuple[int, str]
-    """The epoch in which its master owned the slot, and that one's name."""
     at_s: float
     kind: int
     name: str
@@ -49,6 +46,8 @@ class History:
     def __init__(self) -> None:
         self.writes: dict[int, list[Write]] = {}
         """By origin, in the order of their numbers."""
+        self.slots: dict[int, str] = {}
+        """Whose the origins are."""
         self.parents: dict[Place, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         self.dots: dict[tuple[Place, str], set[tuple[int, int]]] = defaultdict(set)
         """The writes that made a revision."""
@@ -56,12 +55,12 @@ class History:
         self.deletions: dict[Place, set[str]] = defaultdict(set)
         self.excused: set[tuple[int, int]] = set()
         """Writes that may be gone, with the disks that held them: see ``losses``."""
-        self._times: dict[int, list[float]] = {}
 
     def committed(self, node: "Node", command: Any, result: Any, before: Any, after: Any) -> None:
         """A command's writes are durable: those behind ``before``, up to ``after``."""
         origin, last = after
         known = self.writes.setdefault(origin, [])
+        self.slots[origin] = node.member.slot
         first = before[1] if before and before[0] == origin else 0
         rows: Any = node.connection.execute(
             "SELECT oseq, kind, db, key, stamp FROM outbox WHERE origin = ? AND oseq > ?"
@@ -73,15 +72,10 @@ class History:
             name, generation = (database.name, database.generation) if database else ("", 0)
             rev, parent = made[key].pop(0) if made.get(key) else (None, None)
             at_s = node.cluster.loop.time()
-            own = node.tenure.own
-            owner = (own.epoch if own is not None else 0, node.name)
-            write = Write(
-                node.member.slot, owner, at_s, kind, name, generation, key, rev, parent, stamp
-            )
+            write = Write(node.member.slot, at_s, kind, name, generation, key, rev, parent, stamp)
             if len(known) != oseq - 1:
                 continue  # whom that belongs to is the business of ``OneOwner``
             known.append(write)
-            self._times.setdefault(origin, []).append(at_s)
             if rev is not None:
                 self.dots[write.place, rev].add((origin, oseq))
         self._note(command, result)
@@ -124,13 +118,6 @@ class History:
     def all(self) -> Iterator[tuple[int, int, Write]]:
         """Everything."""
         return self.behind({}, {origin: len(known) for origin, known in self.writes.items()})
-
-    def before(self, moment_s: float) -> Iterator[tuple[int, int, Write]]:
-        """(origin, last number, that write) of what was written before a moment."""
-        for origin, times in self._times.items():
-            count = bisect_left(times, moment_s)
-            if count:
-                yield origin, count, self.writes[origin][count - 1]
 
     def ancestors(self, place: Place, revs: set[str]) -> set[str]:
         """These revisions and all that they descend from."""

@@ -29,8 +29,6 @@ class Losses:
         self._cluster = cluster
         self.disks = 0
         """Disks that were lost, or put back."""
-        self.slots: set[str] = set()
-        """Whose nodes they belonged to: any of these may have been the owner, and be it again."""
         self.boards = 0
         """How often the board has lost something."""
 
@@ -38,7 +36,6 @@ class Losses:
         """Its disk was replaced; it is down."""
         self.disks += 1
         node.may_forget = True
-        self.slots.add(node.member.slot)
         self.look()
 
     def board_lost(self) -> None:

@@ -106,6 +106,8 @@ class Exchange:
         """Does the answer go nowhere?"""
         self.is_doubled = False
         self._is_lost = False
+        self._is_whole = False
+        """Has the asking side all of the answer?"""
 
     @property
     def gone(self) -> asyncio.Event:
@@ -159,8 +161,9 @@ class Exchange:
         self._network.loop.later(after_s, self._break)
 
     def abandon(self) -> None:
-        """The asking side goes away."""
-        self._network.loop.later(self._network.delay(), self._abandoned)
+        """The asking side goes away; nobody hears of that once the answer is whole."""
+        if not self._is_whole:
+            self._network.loop.later(self._network.delay(), self._abandoned)
 
     def _abandoned(self) -> None:
         self._is_abandoned = True
@@ -174,6 +177,7 @@ class Exchange:
         part = self._parts.popleft()
         if isinstance(part, Broken):
             raise part
+        self._is_whole = part is None
         return part
 
     async def _arrives_within(self, silence_s: float) -> None:
@@ -210,6 +214,8 @@ class Network:
 
     def linked(self, one: str, other: str) -> bool:
         """Do messages pass between them?"""
+        if not self.cuts and not self._cuts_for_now:
+            return True
         pair = frozenset((one, other))
         return pair not in self.cuts and not any(pair in cut for cut in self._cuts_for_now)
 
@@ -246,7 +252,7 @@ class Network:
         )
 
     def _is_one_way(self, one: str, other: str) -> bool:
-        return any((one, other) in cut for cut in self._one_way)
+        return bool(self._one_way) and any((one, other) in cut for cut in self._one_way)
 
     def delay(self) -> float:
         """How long a message takes."""

@@ -15,7 +15,7 @@ from divandb import node as roles
 from divandb.attachments import pack
 from divandb.catalog import Catalog
 from divandb.clock import HybridClock
-from divandb.cluster import topics, trust
+from divandb.cluster import removal, topics, trust
 from divandb.cluster.courier import Courier
 from divandb.cluster.desk import Desk
 from divandb.cluster.drain import Drain
@@ -53,7 +53,7 @@ from divandb.httpd.forward import Forwarder
 from divandb.httpd.lane import Lane
 from divandb.httpd.peer_lane import PeerLane
 from divandb.httpd.services import Services
-from divandb.httpd.standing import Standing
+from divandb.httpd.standing import Standing, View
 from divandb.master import Master
 from divandb.node import Execute, Parts, Role
 from divandb.replica import Replica
@@ -66,11 +66,13 @@ from divandb.store.checkpoints import Checkpointer, WalGauge
 from divandb.store.documents import Row
 from divandb.store.file import Disk
 from divandb.store.ledger import Changes, Ledger
+from divandb.store.spares import Spares
 from divandb.store.upkeep import Upkeep, all_kept, tend
 from divandb.store.writer import Writer
-from divandb.tenure import Tenure
+from divandb.tenure import Owner, Tenure
 from tests.sim import front
 from tests.sim.board import LIMITS
+from tests.sim.checkers import LagIsNoLess
 from tests.sim.disk import VFS_NAME, Platter
 from tests.sim.network import Exchange, SimLink, SimTransport
 from tests.sim.world import Process, SimClock
@@ -141,6 +143,44 @@ class Told(Master):
         super().rollback()
 
 
+class ToldView(View):
+    """With whom the node took for owners then: of others an answer says nothing."""
+
+    owners: dict[str, Owner]
+
+
+class ToldStanding(Standing):
+    """What is said of the view's age is judged, each time that it is said."""
+
+    def __init__(self, node: "Node", *args: Any) -> None:
+        super().__init__(*args)
+        self._node = node
+        self._kept: ToldView | None = None
+
+    def view(self) -> View:
+        found = ToldView(*super().view())
+        found.owners = dict(self._node.tenure.owners)
+        return found
+
+    def age(self) -> list[tuple[str, str]]:
+        said = super().age()
+        if self._kept is not None:
+            self._tell(said, self._kept)
+        return said
+
+    def age_of(self, view: View, kept_s: float = 0.0) -> list[tuple[str, str]]:
+        said = super().age_of(view, kept_s)
+        assert isinstance(view, ToldView)
+        if kept_s:
+            self._kept = view
+        else:
+            self._tell(said, view)
+        return said
+
+    def _tell(self, said: list[tuple[str, str]], view: ToldView) -> None:
+        self._node.cluster.told(LagIsNoLess, self._node, said, view.owners)
+
+
 class SimWriter(Writer):
     """The writer with its queue and group commit, as steps of the loop."""
 
@@ -193,6 +233,8 @@ class Node:
         self.process = Process(cluster.loop, self.name)
         self.process.kill()
         self.commit_s_max = COMMIT_S_MAX
+        self.ends_when_removed = False
+        """Or does it go on to refuse its clients, as one whose end takes its time?"""
         self.dies_after_commit = False
         """Is it killed after its next write, before anybody hears of that?"""
         self.may_forget = cluster.loop.now_s > 0
@@ -258,14 +300,27 @@ class Node:
             probe_s=LOOK_S,
         )  # fmt: skip
         looking = asyncio.ensure_future(senses.run())
+        expelled = asyncio.Event()
+        self.peers.expelled = expelled.set
+        leaving = asyncio.ensure_future(self._leave(expelled))
         try:
             await roles.run(parts, self.role)
         finally:
             looking.cancel()
+            leaving.cancel()
             beating.cancel()
             succeeding.cancel()
             verifying.cancel()
             tending.cancel()
+
+    async def _leave(self, expelled: asyncio.Event) -> None:
+        await expelled.wait()
+        await removal.leave(
+            self.tenure, self.role, _executing(self), lambda: outbox.unpublished(self.reading),
+            self.log,
+        )  # fmt: skip
+        if self.ends_when_removed:
+            self.crash()
 
     async def _offload(self, function: Any, *arguments: Any) -> Any:
         """As long as another thread may take."""
@@ -280,6 +335,7 @@ class Node:
             files = self.platter.power_cut(files, self.cluster.rng)
             self.may_forget = True
         with self.platter.with_room():  # what a connection does that closes in order is undone
+            self.spares.close()
             for connection in (self.connection, self.reading):
                 connection.close()
             self._checkpointer.close()
@@ -530,16 +586,17 @@ def _open_peers(node: Node) -> None:
         node.peers, node.progress, execute, config.keys.token, clock, limits, log, transport
     )
     node.peers.fetch = node.fetcher.fetch
-    node.giver = Giver(node.disk, node._offload, node.governor.pace(Work.COPIES), clock, limits)
+    node.spares = Spares(node.disk)
+    node.giver = Giver(node.spares, node._offload, node.governor.pace(Work.COPIES), clock, limits)
     node.shelf = Shelf(node.disk, clock, node.rng, limits, node._offload, log)
     node.forwarder = Forwarder(transport)
-    node.findings, node.witness = Findings(clock, log), Witness(node.disk, node._offload)
+    node.findings, node.witness = Findings(clock, log), Witness(node.spares, node._offload)
     node.scanner = Scanner(
-        node.disk, execute, node._offload, node.findings, node.governor.pace(Work.PROOFS), clock,
+        node.spares, execute, node._offload, node.findings, node.governor.pace(Work.PROOFS), clock,
         limits, log,
     )  # fmt: skip
     node.verifier = Verifier(
-        config, node.disk, node.peers, node.scanner, node.findings, execute, node._offload,
+        config, node.spares, node.peers, node.scanner, node.findings, execute, node._offload,
         node.governor.pace(Work.PROOFS), clock, log,
     )  # fmt: skip
     node.witness.differs, node.witness.doubted = node.verifier.notice, node.scanner.doubt
@@ -586,14 +643,10 @@ def _open_front(node: Node) -> None:
         node.authenticator.password_settings, needs,
     )  # fmt: skip
     node.settings.refresh(node.replica.settings())
-    node.standing = Standing(
-        node.peers,
-        node.progress,
-        node.replica.contained,
-        node.settings,
-        limits,
+    node.standing = ToldStanding(
+        node, node.peers, node.progress, node.replica.contained, node.settings, limits,
         node.identity.cluster,
-    )
+    )  # fmt: skip
     node.services = Services(
         config=config, limits=limits, cluster=node.identity.cluster, catalog=node.catalog,
         replica=node.replica, entry=node.entry, settings=node.settings,

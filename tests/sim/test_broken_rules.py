@@ -27,6 +27,7 @@ from divandb.cursor import Cursor, suffix
 from divandb.errors import DivanError
 from divandb.httpd.app import App
 from divandb.master import Master
+from divandb.publisher import Publisher
 from divandb.replica import Replica
 from divandb.store import changes, file, outbox
 from divandb.store.catchup import End
@@ -40,6 +41,7 @@ from tests.sim import (
     test_closing,
     test_groups,
     test_reading,
+    test_removal,
     test_scenarios,
     workloads,
 )
@@ -508,6 +510,21 @@ def test_a_missing_entry_that_means_complete_to_all_who_know_the_end(
         test_closing.test_a_disk_that_was_put_back_to_before_takes_what_it_lacks,
         "found by MarksAreTruthful",
     )
+
+
+def test_a_removed_owner_that_ends_at_once(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has answered a moment ago is nowhere else yet."""
+
+    async def wrong(self: node.Role, within_s: float) -> bool:
+        return False
+
+    monkeypatch.setattr(node.Role, "finish", wrong)
+    monkeypatch.setattr(Publisher, "_linger", lambda self, *_: asyncio.sleep(0.5))
+
+    def scenario(play: Callable[..., Any]) -> None:
+        test_removal.test_a_node_is_removed_that_is_just_taking_over(play, 8, True, "m2-r1")
+
+    court.finds_in(scenario, "lost with the removed owner")
 
 
 def test_an_origin_that_is_left_out_though_not_all_of_it_is_here(

@@ -104,6 +104,8 @@ FAILED_ONCE = {
     890: "mended with 844",
     922: "a removed node was still taken for an owner: who asked it took itself for removed, too",
     938: "like 922, until all nodes did",
+    51: "an owner that had lost its folder left out of its watermarks what it had got back",
+    141: "like 51",
     1096: "the only master lost its folder, and asked none of its replicas for what they had",
 }
 """Seeds, with what was wrong; the named scenarios of those that were the database's are in

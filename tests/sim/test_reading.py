@@ -2,11 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from divandb.cluster.peers import Peers
 from divandb.config import Limits
+from divandb.httpd import listing
 from tests.sim.checkers import LagReturns
 from tests.sim.client import Client, Follower, Notebook
 from tests.sim.cluster import STEADY, Cluster
@@ -501,3 +505,62 @@ def test_a_view_is_young_again_though_its_owner_has_lost_what_it_wrote(play: Pla
         assert not m2.leaves("x", "lost")
 
     play(body, masters=2, replicas=0)
+
+
+def test_an_answer_is_as_old_as_what_it_was_made_from(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node catches up after the first page was read, and before anything was sent."""
+    slow = SimpleNamespace(sleep=lambda _: asyncio.sleep(0.5))
+    monkeypatch.setattr(listing, "asyncio", slow)
+
+    async def body(c: Cluster) -> None:
+        await c.with_database("x")
+        m1, replica = c.group("m1")
+        await m1.put("x", "a", 1)
+        await c.settled()
+        _left_behind(c, replica)
+        await m1.put("x", "d", 1)
+        await c.passes(3)
+        asking = asyncio.ensure_future(Client(c).get(replica, "/x/_all_docs"))
+        await c.passes(0.2)
+        assert await replica.catch_up()
+        answer = await asking
+        assert [row["id"] for row in answer.json["rows"]] == ["a"]
+        assert int(answer.header("divan-lag") or 0) >= 3_000
+        again = await Client(c).get(replica, "/x/d")
+        assert int(again.header("divan-lag") or 10**6) < 1_000
+        c.mend()
+
+    play(body, masters=2, replicas=1)
+
+
+def test_an_owner_that_lost_its_folder_speaks_of_all_that_it_has_again(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it wrote before comes back from its replica; who lacks it is not young, though nobody
+    has told the owner yet whose that origin is.
+    """
+    said = Peers.said
+    monkeypatch.setattr(
+        Peers, "said", lambda *args, **names: structs.replace(said(*args, **names), slots={})
+    )
+
+    async def body(c: Cluster) -> None:
+        m1, m2 = await c.with_database("x")
+        replica = c.group("m1")[1]
+        m1.restart()  # from here on it writes under another origin
+        await c.settled()
+        _left_behind(c, m2)
+        await m1.put("x", "d", 1)
+        await c.until(lambda: bool(replica.leaves("x", "d")))
+        m1.crash()
+        m1.lose_file()
+        c.losses.disk_lost(m1)
+        c.start(m1)
+        await c.until(lambda: bool(m1.leaves("x", "d")))
+        await c.passes(2)
+        assert int(dict(m2.standing.age())["divan-lag"]) >= 2_000
+        c.mend()
+
+    play(body, masters=2, replicas=1, limits=STEADY)

@@ -1,10 +1,12 @@
 """A node is removed: nobody counts on it any more, and it does not come back."""
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 
 import pytest
 
-from tests.sim.client import Client
+from tests.sim.client import Client, Unanswered
 from tests.sim.cluster import Cluster
 from tests.sim.node import Node
 from tests.sim.test_closing import closed, named, restarted
@@ -177,3 +179,55 @@ def test_a_request_to_remove_a_node_is_the_same_twice(play: Play, is_forced: boo
         leave(c, gone)
 
     play(body, masters=2, replicas=2)
+
+
+@pytest.mark.parametrize("asked", ["m2", "m2-r1"])
+@pytest.mark.parametrize("has_board", [True, False])
+@pytest.mark.parametrize("after_ms", [4, 8])
+def test_a_node_is_removed_that_is_just_taking_over(
+    play: Play, after_ms: int, has_board: bool, asked: str
+) -> None:
+    """Nobody knows yet that it will be the owner, but masters that have granted it: these refuse.
+    Where others remove it, all that it answered as the owner is published before it ends. One owner
+    is left.
+    """
+
+    async def body(c: Cluster) -> None:
+        client = await with_x(c)
+        m1, taking = c.group("m1")[:2]
+        await c.passes(5)
+        c.board.up = has_board
+        m1.crash()
+        writing = asyncio.ensure_future(_written_meanwhile(c, taking))
+        await c.until(lambda: taking.failover._one.locked(), 3, look_s=0.001)
+        await asyncio.sleep(after_ms / 1000)
+        taking.ends_when_removed = True
+        at = next(node for node in c.nodes if node.name == asked)
+        answer = await client.post(at, "/_divan/remove", {"node": taking.name})
+        answered = await writing
+        c.board.up = True
+        if answer.status == 200:
+            await c.until(lambda: not taking.up)
+            await c.passes(2)
+            leave(c, taking)
+            assert not c.history.excused, "lost with the removed owner"
+        c.mend()
+        await c.settled()
+        await c.passes(5)
+        assert {node.tenure.owner_of("m1") for node in c.nodes} == {owner(c, "m1").name}
+        for name in answered:
+            assert all(node.leaves("x", name) for node in c.nodes), name
+
+    play(body, masters=2, replicas=2)
+
+
+async def _written_meanwhile(c: Cluster, at: Node) -> list[str]:
+    """Write there for some time; what was answered."""
+    client, answered = Client(c, "writer"), []
+    for number in range(500):
+        name = f"d{number}"
+        with contextlib.suppress(Unanswered):
+            if (await client.put(at, f"/x/{name}", {})).status == 201:
+                answered.append(name)
+        await asyncio.sleep(0.002)
+    return answered

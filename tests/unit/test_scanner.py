@@ -11,6 +11,7 @@ from divandb.cluster.findings import Findings
 from divandb.cluster.scanner import Scanner
 from divandb.config import Limits
 from divandb.governor import Governor, Work
+from divandb.store.spares import Spares
 from tests.sim.world import SimClock, SimLoop
 from tests.stores import Lines, Store, edit
 
@@ -30,7 +31,7 @@ class Bench:
         """How long a reader needs for a piece."""
         self.fails = False
         self.scanner = Scanner(
-            self.store.disk, self.execute, self.offload, self.findings,
+            Spares(self.store.disk), self.execute, self.offload, self.findings,
             Governor(LIMITS).pace(Work.PROOFS), SimClock(loop), LIMITS, Lines(),
         )  # fmt: skip
 

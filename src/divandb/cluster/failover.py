@@ -47,6 +47,8 @@ LEAVE_S_MAX = 3.0
 """For the owner to publish what it has accepted, and for this node to contain it."""
 PATIENCE = 2
 """Times as long an owner is waited for after a false alarm."""
+GRANT_S = 5.0
+"""So long a node that was told that it may take its slot over may be at it, without a word."""
 CALM_S = 300.0
 """After so long without another one, a false alarm is forgotten."""
 
@@ -120,6 +122,8 @@ class Failover:
         self.succeeded: Callable[[], None] = lambda: None
         """Told when this node has taken the slot over."""
         self._one = asyncio.Lock()
+        self._granted: dict[str, float] = {}
+        """When other nodes were last told that they may take their slot over."""
         self._written: dict[str, Owner] = {}
 
     # In the background
@@ -134,7 +138,8 @@ class Failover:
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        await self._remember()
+        if self._tenure.owners != self._written:
+            await self._remember()
         if self._tenure.is_owner:
             self._gone_since = None
             self._note_return()
@@ -144,10 +149,9 @@ class Failover:
 
     async def _remember(self) -> None:
         """The file knows the owners, so that a restart does not go back to former ones."""
-        if self._tenure.owners != self._written:
-            known = dict(self._tenure.owners)
-            await self._execute(lambda ledger: succession.set_owners(ledger.connection, known), 0)
-            self._written = known
+        known = dict(self._tenure.owners)
+        await self._execute(lambda ledger: succession.set_owners(ledger.connection, known), 0)
+        self._written = known
 
     def _note_return(self) -> None:
         """Was the one that was replaced only slow? Then be more patient with the next."""
@@ -211,7 +215,9 @@ class Failover:
         own, board = self._tenure.own, self._place.board
         now = self._clock.monotonic()
         is_known = own is not None and own.is_confirmed and self._has_looked
-        if own is None or is_known or board is None or now - self._claimed_at < CONFIRM_S:
+        if own is None or is_known or board is None or self._peers.is_removed:
+            return
+        if now - self._claimed_at < CONFIRM_S:
             return
         self._claimed_at = now
         slot = self._config.slot
@@ -255,6 +261,8 @@ class Failover:
                 mine = await self._claimed(board, mine)
             except BoardError as fault:
                 self._log.event("no claim yet", slot=self._config.slot, fault=str(fault))
+        if self._peers.is_removed:
+            return
         if mine.name != self._config.name:
             self._log.event("another was first", slot=self._config.slot, owner=mine.name)
             self._tenure.learn({self._config.slot: mine})
@@ -283,6 +291,8 @@ class Failover:
                 if peer.member.slot != self._config.slot
             )
         )
+        if self._peers.is_removed:
+            return False
         said = [grant for grant in answers if grant is not None]
         refusals = [grant.refusal for grant in said if grant.refusal]
         if refusals:
@@ -305,6 +315,7 @@ class Failover:
                     wait_s=0.0 if is_question else within_s,
                     body_bytes_max=MESSAGE_BYTES_MAX, repeatable=is_question,
                 )  # fmt: skip
+            self._peers.note_refusal(peer, reply)
             return read(reply.body) if reply.status == 200 else None
         except (LinkBroken, TimeoutError, msgspec.MsgspecError) as fault:
             self._log.event("no answer", peer=peer.member.name, asked=what, fault=repr(fault))
@@ -364,8 +375,19 @@ class Failover:
         peer = self._peers.master_of(slot)
         if peer is not None and peer.member.name != name and self._hears(peer):
             return Grant(f"{self._config.name} hears of {peer.member.name}")
+        self._note_granted(name)
         keys = self._tenure.keys
         return Grant("", trust.grant(keys, name, slot) if keys.masters else None)
+
+    def _note_granted(self, name: str) -> None:
+        now = self._clock.monotonic()
+        recent = {other: at for other, at in self._granted.items() if now - at < GRANT_S}
+        self._granted = {**recent, name: now}
+
+    def has_granted(self, name: str) -> bool:
+        """Was this node told a moment ago that it may take its slot over?"""
+        at = self._granted.get(name)
+        return at is not None and self._clock.monotonic() - at < GRANT_S
 
     def _hears(self, peer: Peer) -> bool:
         """Was it heard of within half of the time after which it is taken for gone?"""
@@ -382,6 +404,7 @@ class Failover:
         if slot != self._config.slot or not tenure.serves:
             raise PreconditionFailed("This node does not own the slot.")
         tenure.is_leaving = True
+        self._note_granted(name)
         self._log.event("leaves", slot=slot, to=name)
         if self._stays is not None:
             self._stays.cancel()

@@ -21,10 +21,11 @@ from divandb.cluster.trust import SCHEME
 from divandb.config import Limits
 from divandb.errors import Busy
 from divandb.governor import Pace
-from divandb.store import arrivals, catchup, file
+from divandb.store import arrivals, catchup
 from divandb.store.catchup import End
-from divandb.store.file import Disk
+from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
+from divandb.store.spares import Spares
 from divandb.telemetry import Log
 from divandb.vector import Vector
 
@@ -33,7 +34,6 @@ PAGE_EVENTS_MAX = 256
 PAGE_BYTES_MAX = 4 * 2**20
 PIECE_BYTES = 256 * 1024
 FRAME_BYTES_MAX = 1024 * 2**20
-CACHE_BYTES = 2 * 2**20
 CONNECT_S_MAX = 2.0
 SILENCE_S_MAX = 10.0
 
@@ -45,12 +45,12 @@ class Giver:
     """Answers other nodes."""
 
     def __init__(
-        self, disk: Disk, offload: Offload, pace: Pace, clock: Clock, limits: Limits
+        self, spares: Spares, offload: Offload, pace: Pace, clock: Clock, limits: Limits
     ) -> None:
         """``pace`` is awaited after each piece that was read."""
         self._pace = pace
         self._clock = clock
-        self._disk = disk
+        self._spares = spares
         self._offload = offload
         self._limits = limits
         self.under_way = 0
@@ -64,15 +64,13 @@ class Giver:
 
     async def _pieces(self, vector: Vector) -> AsyncIterator[bytes]:
         try:
-            connection = await self._offload(
-                lambda: file.connect(self._disk, readonly=True, cache_bytes=CACHE_BYTES)
-            )
+            connection = await self._offload(self._spares.take)
             answer = catchup.beyond(connection, vector)
             try:
                 while piece := await self._read(answer):
                     yield piece
             finally:
-                await self._offload(_close, answer, connection)
+                await self._offload(self._close, answer, connection)
         finally:
             self.under_way -= 1
 
@@ -81,6 +79,10 @@ class Giver:
         piece: bytes = await self._offload(_piece, answer)
         await self._pace(self._clock.monotonic() - began)
         return piece
+
+    def _close(self, answer: Any, connection: Connection) -> None:
+        answer.close()
+        self._spares.give_back(connection)
 
 
 def _piece(answer: Iterator[bytes | End]) -> bytes:
@@ -94,11 +96,6 @@ def _piece(answer: Iterator[bytes | End]) -> bytes:
         if len(piece) >= PIECE_BYTES:
             break
     return bytes(piece)
-
-
-def _close(answer: Any, connection: Any) -> None:
-    answer.close()
-    connection.close()
 
 
 class Fetcher:

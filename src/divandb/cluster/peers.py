@@ -89,6 +89,9 @@ class Missing:
 
     def look(self, own: Vector, peer: Vector, now: float, patience_s: float) -> bool:
         """Has something stood still for longer than the patience?"""
+        if own == peer:  # as nearly always: all is here
+            self._stuck.clear()
+            return False
         overdue = False
         for origin, oseq in peer.items():
             here = own.get(origin, 0)
@@ -126,6 +129,8 @@ class Peer:
         self.faults: set[str] = set()
         """Why its heartbeats failed since the last answer: each is logged once."""
         self.vector: dict[int, int] = {}
+        self._told: tuple[dict[int, int], Closings] | None = None
+        """What its last heartbeat said of its vector, and by which ends that was understood."""
         self.load_ms = 0.0
         self.lag_ms: float | None = None
         self.is_drained = False
@@ -144,6 +149,12 @@ class Peer:
         if self.heard is None or moment > self.heard:
             self.heard = moment
             self.suspicion.heard(moment)
+
+    def note_vector(self, told: dict[int, int], closings: Closings) -> None:
+        """It contains this, as it says; most heartbeats say what the last one said."""
+        if self._told is None or self._told[1] is not closings or self._told[0] != told:
+            self._told = (told, closings)
+            self.vector = closings.expand(told)
 
     def note_answer(self) -> None:
         """The heartbeat under way has its answer, or never will."""
@@ -315,8 +326,9 @@ class Peers:
         limits, age_s = self._config.limits, self._clock.monotonic() - self.renewed
         # A slot is not taken over before its owner has been silent for so long.
         owner_ms = limits.failover_ms if self.tenure.is_owner else limits.lease_ms
-        is_alone = not self.is_removed and not self._targets()
-        return age_s < min(limits.lease_ms, owner_ms) / 1000 or is_alone
+        if age_s < min(limits.lease_ms, owner_ms) / 1000:
+            return True
+        return not self.is_removed and not self._targets()
 
     def part_with(self, names: Iterable[str]) -> None:
         """These are members no more: nothing is asked of them, or counts on them."""
@@ -338,6 +350,15 @@ class Peers:
             self.is_removed = True
             self._log.event("this node was removed from the cluster and serves no more")
             self.expelled()
+
+    def note_refusal(self, peer: Peer, reply: Reply) -> None:
+        """A master says that this node was removed. One that was itself says that, which is nothing
+        of us.
+        """
+        if reply.status != Expelled.status or not self.tenure.owns(peer.member):
+            return
+        if messages.error_of(reply.body) == Expelled.error:
+            self._leave()
 
     def check_member(self, name: str) -> None:
         """Raises ``Expelled`` for a node that is no member any more."""
@@ -466,10 +487,7 @@ class Peers:
                     "POST", HEARTBEAT, saying,
                     wait_s=0.0, body_bytes_max=MESSAGE_BYTES_MAX, repeatable=True,
                 )  # fmt: skip
-            # One that was removed itself says that, which is nothing of us.
-            is_expelled = messages.error_of(reply.body) == Expelled.error
-            if reply.status == Expelled.status and is_expelled and self.tenure.owns(peer.member):
-                self._leave()
+            self.note_refusal(peer, reply)
             if reply.status != 200:
                 raise LinkBroken(f"answered {reply.status}", sent=True)
             told = messages.decode_heartbeat(reply.body)
@@ -550,7 +568,7 @@ class Peers:
         for index, seen in enumerate(said if is_master else said[:1]):
             peer = self._take_seen(seen, as_of - seen.age_ms / 1000)
             if index == 0 and peer is not None:
-                peer.vector = self._progress.closings.expand(told.vector)
+                peer.note_vector(told.vector, self._progress.closings)
                 peer.load_ms, peer.lag_ms = told.load_ms, told.lag_ms
                 peer.is_drained, peer.has_door = told.is_drained, told.has_door
                 teller = peer

@@ -134,6 +134,10 @@ class Progress(Reach):
         self._met: Closings | None = None
         """Ends of which all is here, as was seen before."""
         self._compact: tuple[Vector, Closings, dict[int, int]] | None = None
+        self._own: tuple[Vector, int, dict[int, int]] | None = None
+        """What was told, of how many origins it was known whose they are, and the own slot's part
+        of it.
+        """
         self._own_slot = own_slot
         self.slots = slots
         """origin → slot, as far as it is known."""
@@ -150,6 +154,7 @@ class Progress(Reach):
     def own(self, slot: str, is_own: bool) -> None:
         """This node owns the slot from now on, or no longer."""
         self._own_slot = slot if is_own else None
+        self._own = None
         self._slots.pop(slot, None)
         self.expect(slot)
 
@@ -184,6 +189,11 @@ class Progress(Reach):
             self._met = closings
         return True
 
+    @property
+    def _met_all(self) -> bool:
+        """Is all here that has ended, as far as this node has heard?"""
+        return self.closings is self._met
+
     def newest(self, written: Vector) -> Vector:
         """The writes, raised to what is here of their origins: a token for parallel answers."""
         here = {origin: self.vector.get(origin, 0) for origin in written}
@@ -214,6 +224,9 @@ class Progress(Reach):
             return
         if slot.ahead and as_of <= slot.ahead[-1][0]:
             return
+        if not slot.ahead and slot.as_of is not None and wrote == slot.mark and self._met_all:
+            slot.as_of = as_of  # it has written nothing since: that is here
+            return
         slot.note(as_of, wrote, self.closings)
         slot.reached(partial(self._has, self.vector))
 
@@ -223,7 +236,7 @@ class Progress(Reach):
         now = self._clock.monotonic()
         said = []
         if self._own_slot is not None:
-            said.append(Watermark(self._own_slot, self._of_own_slot(self.told), 0.0))
+            said.append(Watermark(self._own_slot, self._told_of_own_slot(), 0.0))
         for name, slot in self._slots.items():
             known = list(slot.ahead)[-1:]
             if not known and slot.as_of is not None:
@@ -236,6 +249,13 @@ class Progress(Reach):
         have heard of it.
         """
         return self._of_own_slot(self.vector)
+
+    def _told_of_own_slot(self) -> dict[int, int]:
+        told, known = self.told, self._own
+        # Of an origin of which it is known whose it is, that stays so.
+        if known is None or known[0] is not told or known[1] != len(self.slots):
+            known = self._own = (told, len(self.slots), self._of_own_slot(told))
+        return known[2]
 
     def _of_own_slot(self, vector: Vector) -> dict[int, int]:
         slots = self.slots

@@ -12,9 +12,10 @@ from divandb.cluster.witness import reader
 from divandb.config import Limits
 from divandb.governor import Pace
 from divandb.store import mending, scanning
-from divandb.store.file import Connection, Disk
+from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
 from divandb.store.proofs import DOCUMENT
+from divandb.store.spares import Spares
 from divandb.telemetry import Log
 from divandb.trouble import Trouble
 
@@ -34,11 +35,11 @@ class Scanner:
     """Counts databases, one at a time."""
 
     def __init__(
-        self, disk: Disk, execute: Execute, offload: Offload, findings: Findings, pace: Pace,
+        self, spares: Spares, execute: Execute, offload: Offload, findings: Findings, pace: Pace,
         clock: Clock, limits: Limits, log: Log,
     ) -> None:  # fmt: skip
         """``pace`` is awaited after each piece, unless somebody waits for the whole."""
-        self._disk = disk
+        self._spares = spares
         self._execute = execute
         self._offload = offload
         self._findings = findings
@@ -121,7 +122,7 @@ class Scanner:
         return found
 
     async def _count(self, num: int, name: str, generation: int) -> None:
-        async with self._one, reader(self._disk, self._offload) as connection:
+        async with self._one, reader(self._spares, self._offload) as connection:
             for _ in range(ATTEMPTS_MAX):
                 damaged: dict[str, str] = {}
                 began = self._clock.monotonic()

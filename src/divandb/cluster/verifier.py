@@ -46,10 +46,11 @@ from divandb.errors import Busy
 from divandb.governor import Pace
 from divandb.link import LinkBroken
 from divandb.store import changes, mending, proofs
-from divandb.store.file import Connection, Disk
+from divandb.store.file import Connection
 from divandb.store.ledger import Ledger
 from divandb.store.mending import Outcome
 from divandb.store.proofs import Claim, Held
+from divandb.store.spares import Spares
 from divandb.telemetry import Log
 from divandb.trouble import Trouble
 from divandb.vector import Vector, covers, in_hex
@@ -123,13 +124,13 @@ class Verifier:
     """Compares this node with others; on the event loop."""
 
     def __init__(
-        self, config: Config, disk: Disk, peers: Peers, scanner: Scanner, findings: Findings,
+        self, config: Config, spares: Spares, peers: Peers, scanner: Scanner, findings: Findings,
         execute: Execute, offload: Offload, pace: Pace, clock: Clock, log: Log,
     ) -> None:  # fmt: skip
         self._pace = pace
         self._config = config
         self._limits = config.limits
-        self._disk = disk
+        self._spares = spares
         self._peers = peers
         self._scanner = scanner
         self._findings = findings
@@ -233,7 +234,7 @@ class Verifier:
             return found
 
     async def _compare(self, peer: Peer, found: Comparison) -> None:
-        async with reader(self._disk, self._offload) as connection:
+        async with reader(self._spares, self._offload) as connection:
             vector, claims = await self._offload(_claims, connection)
             answer = await self._everything(peer, claims)
             common = proving.common(vector, answer.vector)
@@ -458,7 +459,7 @@ class Verifier:
 
     async def _alone(self) -> Comparison:
         """This node and itself: which databases there are."""
-        async with reader(self._disk, self._offload) as connection:
+        async with reader(self._spares, self._offload) as connection:
             vector, claims = await self._offload(_claims, connection)
         found = {claim.name: Verdict(SAME, vector) for claim in claims if not claim.dropped}
         return Comparison(self._config.name, found)

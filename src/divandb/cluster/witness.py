@@ -1,7 +1,7 @@
 """The answering side of a proof: what this node holds, each answer read in one transaction."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -20,10 +20,10 @@ from divandb.cluster.proving import (
     WholeAnswer,
 )
 from divandb.errors import BadRequest, Busy
-from divandb.store import changes, endings, file, proofs
-from divandb.store.file import Connection, Disk
+from divandb.store import changes, endings, proofs
+from divandb.store.file import Connection
+from divandb.store.spares import Spares
 
-CACHE_BYTES = 2 * 2**20
 ANSWERS_MAX = 4
 """At a time."""
 CLAIMS_MAX = 10_000
@@ -36,22 +36,24 @@ Offload = Callable[..., Awaitable[Any]]
 
 
 @asynccontextmanager
-async def reader(disk: Disk, offload: Offload) -> AsyncIterator[Connection]:
+async def reader(spares: Spares, offload: Offload) -> AsyncIterator[Connection]:
     """A reader's connection, to be used by one call of ``offload`` at a time."""
-    connection = await offload(lambda: file.connect(disk, readonly=True, cache_bytes=CACHE_BYTES))
+    connection = await offload(spares.take)
     try:
         yield connection
-    finally:
+    except BaseException:
         # A thread may still be at it, when the node stops.
         with suppress(Exception):
             connection.close()
+        raise
+    spares.give_back(connection)
 
 
 class Witness:
     """Answers other nodes."""
 
-    def __init__(self, disk: Disk, offload: Offload) -> None:
-        self._disk = disk
+    def __init__(self, spares: Spares, offload: Offload) -> None:
+        self._spares = spares
         self._offload = offload
         self._under_way = 0
         self.differs: Callable[[str], None] = lambda asker: None
@@ -81,9 +83,12 @@ class Witness:
         return answer
 
     def _read(self, question: Question) -> bytes:
-        connection = file.connect(self._disk, readonly=True, cache_bytes=CACHE_BYTES)
-        with closing(connection), connection:
-            answer = answer_to(connection, question)
+        connection = self._spares.take()
+        try:
+            with connection:
+                answer = answer_to(connection, question)
+        finally:
+            self._spares.give_back(connection)
         return proving.encode(answer)
 
 

@@ -28,7 +28,7 @@ from divandb.httpd import cors, respond
 from divandb.httpd.call import Call, Handler, Methods, RouteTable
 from divandb.httpd.forward import BEHIND, PASSED_ON
 from divandb.httpd.services import Services
-from divandb.httpd.standing import FORWARDED, Standing
+from divandb.httpd.standing import FORWARDED, Standing, View
 from divandb.replication.inside import ACTING
 
 STATUS = "/_divan/status"
@@ -116,6 +116,7 @@ class App:
             # It died a moment ago: what is here is the best that there is.
             if not self._services.progress.contains(session.needs.vector):
                 answering.extra = {**answering.extra, BEHIND: "true"}
+        answering.view = self._services.standing.view()
         await self._router(scope, receive, answering.send)
 
     async def _answer_peer(
@@ -192,6 +193,8 @@ class _Answering:
         self.session = Session()
         self.wants_token = False
         self.begun = False
+        self.view: View | None = None
+        """That from which the answer began to be made."""
 
     async def send(self, message: Message) -> None:
         """Pass a message on, adding the headers to the first."""
@@ -203,7 +206,7 @@ class _Answering:
                 said = [(name, value) for name, value in said if name.encode() not in there]
             else:
                 self._standing.note(self._scope, self.session)
-                said += self._standing.age()
+                said += self._standing.age_of(self.view or self._standing.view())
                 said += self._standing.said(self.session, wants_token=self.wants_token)
             added = [(name.encode(), value.encode("latin-1")) for name, value in said]
             message["headers"] = [*message["headers"], *added]

@@ -117,7 +117,10 @@ async def remove(call: Call) -> Response:
     if name not in services.peers.removed:
         now = services.clock.monotonic()
         own = services.progress.vector
-        removal.check(services.peers, own, name, now, is_forced=is_forced)
+        removal.check(
+            services.peers, own, name, now,
+            is_forced=is_forced, is_to_own=services.failover.has_granted(name),
+        )  # fmt: skip
         at = rfc3339(services.clock.wall_ms())
         await call.entry.remove_member(name, msgspec.json.encode({"at": at}))
     return respond.json({"ok": True, "removed": name})

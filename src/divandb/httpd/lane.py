@@ -79,11 +79,11 @@ class Lane:
         needs = self._tokens.met(header, asked.get(COOKIE))
         if needs is None:
             return None
+        said = self._standing.age_lines()  # before it is read: it may be younger, never older
         winner = self._winner(known, doc_id)
         if winner is None or winner[1] & DELETED:
             return None
         rev, _, data = winner
-        said = self._standing.age_lines()
         if header is not None:
             said += self._tokens.line(header, needs, token)
         tag = asked.get(b"if-none-match")

@@ -44,16 +44,17 @@ class PeerLane:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._tasks: set[asyncio.Task[None]] = set()
-        self._holders: dict[tuple[bytes, bool], tuple[str, str, str]] = {}
-
-    def handler(self, url: bytes, headers: Headers) -> Handler | None:
-        """What carries out this request; ``None`` if it is not for this lane."""
-        work = {
+        self._works = {
             b"/_divan/heartbeat": self._heartbeat,
             b"/_divan/commands": self._commands,
             b"/_divan/reached": self._reached,
             b"/_divan/hot": self._hot,
-        }.get(url)
+        }
+        self._holders: dict[tuple[bytes, bool], tuple[str, str, str]] = {}
+
+    def handler(self, url: bytes, headers: Headers) -> Handler | None:
+        """What carries out this request; ``None`` if it is not for this lane."""
+        work = self._works.get(url)
         if work is None:
             return None
         asked = dict(headers)

@@ -11,6 +11,7 @@ A single node, which has nobody to differ from, says nothing of the kind.
 
 from collections.abc import Callable
 from math import ceil
+from typing import NamedTuple
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Scope
@@ -30,6 +31,15 @@ FORWARDED = "divan-forwarded"
 """On a request that another node passed on: it goes no further."""
 REPEAT = "divan-repeat"
 """On a write that its client has sent before, and has no answer to."""
+
+
+class View(NamedTuple):
+    """How old the view was from which an answer began to be made."""
+
+    as_of: float | None
+    """Monotonic, seconds: all that was written before was there. ``None``: nobody knows."""
+    silent: dict[str, float]
+    """Slots of which that was not said: when their owners were last heard of, likewise."""
 
 
 class Standing:
@@ -83,13 +93,26 @@ class Standing:
         return self._age
 
     def _make_age(self) -> list[tuple[str, str]]:
-        if self.is_alone:
-            return []
+        return self.age_of(self.view(), AGE_KEPT_S)
+
+    def view(self) -> View:
+        """What is read from now on is no older than this."""
+        now = self._progress.now()
         lag_ms, silent = self._progress.lag(self._limits.silent_slot_ms)
         known = lag_ms is not None and self._peers.lease_holds()
-        found = [
-            ("divan-lag", str(ceil((lag_ms or 0) + AGE_KEPT_S * 1000)) if known else "unknown")
-        ]
+        as_of = now - lag_ms / 1000 if known and lag_ms is not None else None
+        return View(as_of, {slot: now - age_ms / 1000 for slot, age_ms in silent.items()})
+
+    def age_of(self, view: View, kept_s: float = 0.0) -> list[tuple[str, str]]:
+        """The headers that say how old this view is now, and will be for ``kept_s``. The node may
+        have come further while an answer was made, and the answer may have nothing of that.
+        """
+        if self.is_alone:
+            return []
+        now, as_of = self._progress.now(), view.as_of
+        lag = str(ceil((now - as_of + kept_s) * 1000)) if as_of is not None else "unknown"
+        found = [("divan-lag", lag)]
+        silent = {slot: (now - heard) * 1000 for slot, heard in view.silent.items()}
         if silent:
             named = ", ".join(f"{slot}={int(age)}" for slot, age in sorted(silent.items()))
             found.append(("divan-silent", named))

@@ -2,6 +2,7 @@
 
 schema.sql      the tables and what each is for
 file            opening the file, its identity, its connections
+spares          connections for reading that are kept for who reads next
 ledger          what one group commit changes, and how it becomes rows
 outbox          this node's writes as Write Events
 arrivals        other nodes' writes, into the file

@@ -47,6 +47,8 @@ class Changes(msgspec.Struct):
     """What the file contains since, if that has changed."""
     designs: set[int] = msgspec.field(default_factory=set)
     """Numbers of the databases whose design documents have changed."""
+    slots: dict[Origin, str] = msgspec.field(default_factory=dict)
+    """Whose origins are that the file has come to know of."""
 
 
 def no_changes() -> Changes:
@@ -261,6 +263,10 @@ class Ledger:
             self.vector[origin] = self.reached[origin] = 0
         elif slot and not self.vector[origin]:
             self.connection.execute("UPDATE origin SET slot = ? WHERE origin = ?", (slot, origin))
+        else:
+            return self.vector[origin]
+        if slot:
+            self.changes.slots[origin] = slot
         return self.vector[origin]
 
     def _joined(self, origin: Origin, upto: int) -> int:

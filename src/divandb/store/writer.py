@@ -205,4 +205,5 @@ def joined(one: Changes | None, other: Changes | None) -> Changes | None:
         one.databases | other.databases,
         other.vector or one.vector,
         one.designs | other.designs,
+        one.slots | other.slots,
     )
