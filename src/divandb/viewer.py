@@ -24,7 +24,6 @@ from divandb.config import Limits
 from divandb.designs import Design, Designs
 from divandb.errors import Busy, DivanError, NotFound, TookTooLong
 from divandb.indexer import Indexer, Source
-from divandb.mango import keys
 from divandb.readers import Readers
 from divandb.reducing import Group, Groups, Reducer, reducer_of
 from divandb.store import rows
@@ -37,7 +36,7 @@ from divandb.views import raw
 from divandb.views.design import PART_BYTES, View, Views
 from divandb.views.engine import Engine
 from divandb.views.query import Query
-from divandb.views.ranges import Stretch, all_of
+from divandb.views.ranges import Encode, Stretch, all_of
 from divandb.views.reduce import parts
 
 ROWS_MIN, ROWS_MAX = 128, 4096
@@ -133,6 +132,7 @@ class Viewer:
 
     def _source(self, views: Views, *, is_held: bool = False) -> Source:
         engine, program = self._building, views.program
+        encoders = [one.encoded for one in views.maps]
 
         def entries(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
             failed = self._failed.pop(views.signature, None)
@@ -145,7 +145,7 @@ class Viewer:
                 if not answers:
                     raise failure
                 self._failed[views.signature] = (documents[len(answers)], failure)
-            return [entries_of(answer) for answer in answers]
+            return [entries_of(answer, encoders) for answer in answers]
 
         recipe = Recipe(
             entries,
@@ -350,7 +350,7 @@ class Viewer:
         assert source is not None
         reducer = self._reducer(known, serving, source)
         stretches = queries.stretches(query, serving.view)
-        reading = Groups(serving.built.num, stretches, query, reducer)
+        reading = Groups(serving.built.num, stretches, query, reducer, serving.view.map.encoded)
         async for _ in self._steps(known, serving, reading):
             page = await self._readers.work(reading.reduced)
             if page:
@@ -407,21 +407,25 @@ def _may_answer(built: Built, now: Views) -> bool:
     return _views_of(built).signature == built.signature
 
 
-def entries_of(answer: str) -> list[Entry]:
-    """The entries of one document, from what its maps emitted."""
+def entries_of(answer: str, encoders: Sequence[Encode]) -> list[Entry]:
+    """The entries of one document, from what its maps emitted; each map's keys are encoded in its
+    own way.
+    """
     found: list[Entry] = []
-    for number, emitted in enumerate(_decode_rows(answer)):
+    for number, (emitted, encoded) in enumerate(zip(_decode_rows(answer), encoders, strict=True)):
         part = number.to_bytes(PART_BYTES, "big")
-        made = [_entry(part, bytes(key), bytes(value)) for key, value in emitted]
+        made = [_entry(part, encoded, bytes(key), bytes(value)) for key, value in emitted]
         if len({key for key, _, _ in made}) < len(made):
-            made.sort(key=lambda entry: (entry[0], raw.order(orjson.loads(parts(entry[1])[1]))))
+            made.sort(key=lambda entry: (entry[0], raw.encoded(orjson.loads(parts(entry[1])[1]))))
         found += made
     return found
 
 
-def _entry(part: bytes, key: bytes, value: bytes) -> tuple[bytes, bytes, float | None]:
+def _entry(
+    part: bytes, encoded: Encode, key: bytes, value: bytes
+) -> tuple[bytes, bytes, float | None]:
     text = b'"key":%b,"value":%b' % (key, value)
-    return part + keys.encoded(orjson.loads(key)), text, _number(value)
+    return part + encoded(orjson.loads(key)), text, _number(value)
 
 
 def _number(value: bytes) -> float | None:
