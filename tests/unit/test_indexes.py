@@ -135,7 +135,7 @@ def test_whatever_happens_between_steps_the_entries_come_out_right(
     before, indexes.STEP_ROWS_MAX = indexes.STEP_ROWS_MAX, rows_max
     file = opened(store)
     built = file.begin(num, SIGNATURE, seq_of(store))
-    counted = file.begin(num, b"2" * 16, seq_of(store), "_design/d", b"{}")
+    counted = file.begin(num, b"2" * 16, seq_of(store), "_design/d")
     try:
         for what, *rest in happened:
             if what == "put":
@@ -286,7 +286,7 @@ class Bench:
         self.time, self.log = Time(), Told()
         self.rests: list[float] = []
         self.indexer = Indexer(
-            self.file, self.file.built(), self.catalog, self.offload, self.pace, self.time,
+            self.file, self.catalog, self.offload, self.pace, self.time,
             self.log,
         )  # fmt: skip
         self.clock = StillClock()
