@@ -129,7 +129,8 @@ class Indexer:
         """database → design document → the index that answers for it."""
         for num, name, signature, about in indexes.used():
             self._used.setdefault(num, {})[name] = Used(signature, about)
-        self._storing: set[tuple[int, str]] = set()
+        self._storing: dict[tuple[int, str], bytes | None] = {}
+        """What is being stored of that."""
         self._trouble = Trouble(log, "indexes cannot be kept current")
         self._use_trouble = Trouble(log, "a switch to another index cannot be stored")
         self._catalog = catalog
@@ -170,25 +171,24 @@ class Indexer:
 
     def _remember(self, num: int, name: str, built: Built | None, about: bytes = b"") -> None:
         if (num, name) not in self._storing:
-            self._storing.add((num, name))
+            self._storing[num, name] = built.signature if built is not None else None
             self._spawn(self._store_use(num, name, built, about))
 
     async def _store_use(self, num: int, name: str, built: Built | None, about: bytes) -> None:
         try:
-            used = self._used.setdefault(num, {})
             if built is None:
                 await self._take(self._indexes.disuse, num, name)
-                used.pop(name, None)
+                self._used.get(num, {}).pop(name, None)
             else:
                 await self._take(self._indexes.use, num, name, built.num, about)
-                used[name] = Used(built.signature, about)
+                self._used.setdefault(num, {})[name] = Used(built.signature, about)
             self._use_trouble.over()
             self.changed({num})
         except Exception as fault:
             self._use_trouble.met(fault, self._clock.monotonic())
             await asyncio.sleep(DISK_PAUSE_S_MIN)  # who looks next has it tried again
         finally:
-            self._storing.discard((num, name))
+            del self._storing[num, name]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -407,6 +407,8 @@ class Indexer:
             assert known is not None
             if not source.is_held and not await self._kept(known, source):
                 are_current = False
+        if known is None:
+            self._used.pop(num, None)
         if are_current:
             await self._retire(num, {source.signature for source in sources})
         while self._is_to_sweep:
@@ -436,11 +438,15 @@ class Indexer:
         return [source for each in self.sources for source in each(known)]
 
     async def _retire(self, num: int, used: Set[bytes]) -> None:
-        """Indexes that are not used any more go."""
+        """Indexes that are not used any more go, but none that has been taken in use since they
+        were named.
+        """
+        answering = {one.signature for one in self._used.get(num, {}).values()}
+        answering |= {sign for (db, _), sign in self._storing.items() if db == num and sign}
         gone = [
             one
             for (db, sign), one in self._built.items()
-            if db == num and sign not in used and (num, sign) not in self._works
+            if db == num and sign not in used | answering and (num, sign) not in self._works
         ]
         self._failures = {
             key: failure
@@ -450,10 +456,10 @@ class Indexer:
         if gone:
             for one in gone:
                 del self._built[num, one.signature]
-            self._used[num] = {
-                name: one
-                for name, one in self._used.get(num, {}).items()
-                if (num, one.signature) in self._built
-            }
-            await self._take(self._indexes.retire, [one.num for one in gone])
+            try:
+                await self._take(self._indexes.retire, [one.num for one in gone])
+            except Exception:  # they are still in the file, and go with a later look
+                for one in gone:
+                    self._built.setdefault((num, one.signature), one)
+                raise
             self._is_to_sweep = True

@@ -118,12 +118,9 @@ class Viewer:
         """
         found: dict[bytes, Source] = {}
         coming: list[Source] = []
-        designs = self._designs.of(known)
-        self._indexer.disuse(known, designs.keys())
-        for design in designs.values():
-            views = design.views
-            if not views.is_kept:
-                continue
+        kept = [one.views for one in self._designs.of(known).values() if one.views.is_kept]
+        self._indexer.disuse(known, {views.id for views in kept})
+        for views in kept:
             before = self._before(known, views)
             if before is not None:
                 found[before.signature] = self._source(before)
