@@ -165,12 +165,13 @@ async def compact(call: Call) -> Response:
     """
     call.peer()
     try:
-        name, generation = messages.decode_database(await call.body())
+        name, generation, vector = messages.decode_compaction(await call.body())
     except msgspec.MsgspecError:
-        raise BadRequest("The body must be a database in MessagePack.") from None
+        raise BadRequest("The body must be a compaction in MessagePack.") from None
     services = call.services
     known = services.catalog.find(name)
     if known is not None and known.generation == generation:
+        await services.progress.reach(vector, COMPACTED_S_MAX / 2)
         services.compact(known.num)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COMPACTED_S_MAX):

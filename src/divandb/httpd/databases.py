@@ -110,7 +110,7 @@ async def compact(call: Call) -> Response:
     call.check_json_content_type()
     await call.body()
     call.services.compact(known.num)
-    told = messages.encode((known.name, known.generation))
+    told = messages.encode((known.name, known.generation, call.services.progress.vector))
     await asyncio.gather(*(_compact_there(peer, told) for peer in call.services.peers.live()))
     return respond.ok(202)
 
@@ -119,7 +119,7 @@ async def _compact_there(peer: Peer, told: bytes) -> None:
     with contextlib.suppress(LinkBroken):  # it compacts by itself, too
         await peer.link.ask(
             "POST", f"{messages.PREFIX}/compact", told,
-            wait_s=COMPACTED_S_MAX, body_bytes_max=64, repeatable=True,
+            wait_s=2 * COMPACTED_S_MAX, body_bytes_max=64, repeatable=True,
         )  # fmt: skip
 
 
