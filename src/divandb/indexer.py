@@ -8,8 +8,7 @@ no other one grow old.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from divandb.governor import Pace
 from divandb.store.indexes import STEP_ROWS_MAX, Built, IndexFile, Recipe
 from divandb.store.writer import as_refusal
 from divandb.telemetry import Log
+from divandb.trouble import Trouble
 
 BUILDS_MAX = 4
 """So many indexes that lack more than a step are brought on at a time if nobody waits."""
@@ -29,6 +29,10 @@ LOOK_EVERY_S = 1.0
 FAULT_PAUSE_S = 5.0
 FUNCTION_PAUSE_S_MIN, FUNCTION_PAUSE_S_MAX = 5.0, 300.0
 """An index whose function failed is begun again after this time, each time twice as long."""
+DISK_PAUSE_S_MIN, DISK_PAUSE_S_MAX = 5.0, 60.0
+"""One that failed for another reason, such as a full disk, likewise; who asks for it has it tried
+at once.
+"""
 SHOWN_AFTER_S = 0.1
 """`_active_tasks` shows work that has gone on for so long."""
 
@@ -45,10 +49,21 @@ class Source(msgspec.Struct, frozen=True):
     """Is it to wait until somebody asks for it? What there is of it is kept."""
 
 
+_PAUSES = ((DISK_PAUSE_S_MIN, DISK_PAUSE_S_MAX), (FUNCTION_PAUSE_S_MIN, FUNCTION_PAUSE_S_MAX))
+"""By whether a function failed."""
+
 Sources = Callable[[Known], Sequence[Source]]
 """The indexes of a database."""
 Offload = Callable[..., Awaitable[Any]]
 Key = tuple[int, bytes]
+
+
+class Used(msgspec.Struct, frozen=True):
+    """The index that answers for a design document."""
+
+    signature: bytes
+    about: bytes
+    """What a reader must know of it."""
 
 
 class _Work:
@@ -86,12 +101,13 @@ class _Work:
 
 
 class _Failure(msgspec.Struct):
-    """An index that cannot be built, because a function fails on some document."""
+    """An index that cannot be built: a function fails on some document, or the disk is full."""
 
     fault: DivanError
     until: float
-    """Nobody tries before."""
+    """It is not tried before by itself, and if it is the document's fault by nobody."""
     pause_s: float
+    is_of_function: bool
 
 
 class Indexer:
@@ -100,16 +116,23 @@ class Indexer:
     def __init__(
         self,
         indexes: IndexFile,
-        built: Sequence[Built],
         catalog: Catalog,
         offload: Offload,
         pace: Pace,
         clock: Clock,
         log: Log,
     ) -> None:
-        """``pace`` is awaited after each step."""
+        """``indexes`` is settled. ``pace`` is awaited after each step."""
         self._indexes = indexes
-        self._built: dict[Key, Built] = {(one.db, one.signature): one for one in built}
+        self._built: dict[Key, Built] = {(one.db, one.signature): one for one in indexes.built()}
+        self._used: dict[int, dict[str, Used]] = {}
+        """database → design document → the index that answers for it."""
+        for num, name, signature, about in indexes.used():
+            self._used.setdefault(num, {})[name] = Used(signature, about)
+        self._storing: dict[tuple[int, str], bytes | None] = {}
+        """What is being stored of that."""
+        self._trouble = Trouble(log, "indexes cannot be kept current")
+        self._use_trouble = Trouble(log, "a switch to another index cannot be stored")
         self._catalog = catalog
         self._offload = offload
         self._pace = pace
@@ -128,14 +151,51 @@ class Indexer:
         """An index as far as it has come, if it was begun."""
         return self._built.get((known.num, signature))
 
-    def under(self, known: Known, name: str) -> list[Built]:
-        """The indexes of a database that were begun for a design document, the latest last."""
-        found = [one for one in self._built.values() if (one.db, one.name) == (known.num, name)]
-        return sorted(found, key=lambda one: one.num)
+    # Which one answers
 
-    def holds(self, num: int, signature: bytes) -> bool:
-        """Was this index of that database begun?"""
-        return (num, signature) in self._built
+    def in_use(self, known: Known, name: str) -> Used | None:
+        """What answers for a design document, if anything ever did."""
+        used = self._used.get(known.num, {}).get(name)
+        return used if used is not None and self.find(known, used.signature) else None
+
+    def use(self, known: Known, name: str, built: Built, about: bytes) -> None:
+        """Have this index answer for a design document. It does so once that is stored: a node that
+        ends in between has not switched.
+        """
+        self._remember(known.num, name, built, about)
+
+    def disuse(self, known: Known, names: Set[str]) -> None:
+        """There are no design documents but these: for others nothing answers."""
+        for name in self._used.get(known.num, {}).keys() - names:
+            self._remember(known.num, name, None)
+
+    def _remember(self, num: int, name: str, built: Built | None, about: bytes = b"") -> None:
+        if (num, name) not in self._storing:
+            self._storing[num, name] = built.signature if built is not None else None
+            self._spawn(self._store_use(num, name, built, about))
+
+    async def _store_use(self, num: int, name: str, built: Built | None, about: bytes) -> None:
+        try:
+            if built is None:
+                await self._take(self._indexes.disuse, num, name)
+                self._used.get(num, {}).pop(name, None)
+            else:
+                await self._take(self._indexes.use, num, name, built.num, about)
+                self._used.setdefault(num, {})[name] = Used(built.signature, about)
+            self._use_trouble.over()
+            self.changed({num})
+        except Exception as fault:
+            self._use_trouble.met(fault, self._clock.monotonic())
+            await asyncio.sleep(DISK_PAUSE_S_MIN)  # who looks next has it tried again
+        finally:
+            del self._storing[num, name]
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Bringing on
 
     def is_at_work(self, known: Known, signature: bytes) -> bool:
         """Is it being brought on?"""
@@ -176,14 +236,12 @@ class Indexer:
         if work is None:
             now = self._clock.monotonic()
             failure = self._failures.get(key)
-            if failure is not None and now < failure.until:
+            if failure is not None and failure.is_of_function and now < failure.until:
                 failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 failed.set_exception(failure.fault)
                 return failed
             work = self._works[key] = _Work(known, source, goal, now, self._clock.wall_ms())
-            task = asyncio.create_task(self._carry_on(key, work))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._carry_on(key, work))
         return work.wait(goal)
 
     async def _carry_on(self, key: Key, work: _Work) -> None:
@@ -193,33 +251,40 @@ class Indexer:
         except asyncio.CancelledError as end:
             work.fail(NotFound("missing"))
             raise end
-        except (FunctionFailed, BadRequest) as fault:
+        except NotFound as fault:
+            work.fail(fault)
+        except DivanError as fault:
             self._put_off(key, work, fault)
             work.fail(fault)
         except Exception as fault:
-            if not isinstance(fault, DivanError):
-                self._log.fault("an index cannot be built", fault, database=work.known.name)
+            self._log.fault("an index cannot be built", fault, database=work.known.name)
+            self._put_off(key, work, DivanError("An index cannot be built; the log says why."))
             work.fail(fault)
         finally:
             del self._works[key]
 
     def _put_off(self, key: Key, work: _Work, fault: DivanError) -> None:
         before = self._failures.get(key)
-        pause_s = min(before.pause_s * 2, FUNCTION_PAUSE_S_MAX) if before else FUNCTION_PAUSE_S_MIN
-        self._failures[key] = _Failure(fault, self._clock.monotonic() + pause_s, pause_s)
-        self._log.event(
-            "an index waits: a function fails", database=work.known.name, reason=fault.reason,
-            retry_s=round(pause_s),
-        )  # fmt: skip
+        is_of_function = isinstance(fault, FunctionFailed | BadRequest)
+        least_s, most_s = _PAUSES[is_of_function]
+        pause_s = min(before.pause_s * 2, most_s) if before else least_s
+        until = self._clock.monotonic() + pause_s
+        self._failures[key] = _Failure(fault, until, pause_s, is_of_function)
+        if is_of_function or before is None:
+            why = "a function fails" if is_of_function else "it cannot be stored"
+            self._log.event(
+                f"an index waits: {why}", database=work.known.name, reason=fault.reason,
+                retry_s=round(pause_s),
+            )  # fmt: skip
+        asyncio.get_running_loop().call_later(pause_s, self.changed, {key[0]})
 
     async def _steps(self, key: Key, work: _Work) -> None:
         built = self._built.get(key)
         if built is None:
             source = work.source
-            built = await self._take(
-                self._indexes.begin, *key, work.goal, source.name, source.recipe.about
-            )
+            built = await self._take(self._indexes.begin, *key, work.goal, source.name)
             self._built[key] = built
+        self._take_first_in_use(work, built)
         work.start = built.seq
         work.tell(built.seq)  # of an empty database it is there already
         while built.seq < work.goal:
@@ -228,10 +293,17 @@ class Indexer:
             if key not in self._built:
                 raise NotFound("missing")
             self._built[key] = built
+            self._take_first_in_use(work, built)
             work.updated_ms = self._clock.wall_ms()
             work.tell(built.seq)
             if built.seq < work.goal:
                 await self._pace(self._clock.monotonic() - began)
+
+    def _take_first_in_use(self, work: _Work, built: Built) -> None:
+        """The first index of a design document answers as soon as it is whole."""
+        name, about = work.source.name, work.source.recipe.about
+        if about is not None and built.is_complete and not self.in_use(work.known, name):
+            self.use(work.known, name, built, about)
 
     async def _take(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -317,9 +389,14 @@ class Indexer:
                     unfinished.add(num)
             except NotFound:
                 failed.add(num)  # dropped a moment ago: the next look finds it gone
-            except Exception as fault:  # queries meet it, too, and tell
+            except DivanError as fault:  # a full disk, most likely
+                self._trouble.met(fault, self._clock.monotonic())
+                failed.add(num)
+            except Exception as fault:
                 self._log.fault("indexes cannot be kept current", fault)
                 failed.add(num)
+        if not failed:
+            self._trouble.over()
         return failed, unfinished
 
     async def _keep_current(self, num: int, known: Known | None) -> bool:
@@ -330,6 +407,8 @@ class Indexer:
             assert known is not None
             if not source.is_held and not await self._kept(known, source):
                 are_current = False
+        if known is None:
+            self._used.pop(num, None)
         if are_current:
             await self._retire(num, {source.signature for source in sources})
         while self._is_to_sweep:
@@ -342,24 +421,32 @@ class Indexer:
         left = self._catalog.counters(known).seq - (found.seq if found is not None else 0)
         failure = self._failures.get((known.num, source.signature))
         if failure is not None and self._clock.monotonic() < failure.until:
-            return True  # it is tried again with the next change, or when somebody asks
+            return True  # it is looked at again when its time has come
         if left > STEP_ROWS_MAX:
             if len(self._works) < BUILDS_MAX and not self.is_at_work(known, source.signature):
                 self.begin(known, source)
             return False
-        with contextlib.suppress(FunctionFailed, BadRequest):  # queries meet it, too, and tell
+        try:
             await self.current(known, source)
+        except NotFound:
+            raise
+        except Exception:  # it is put off and was told of; queries meet it, too
+            return True
         return True
 
     def _sources_of(self, known: Known) -> list[Source]:
         return [source for each in self.sources for source in each(known)]
 
     async def _retire(self, num: int, used: Set[bytes]) -> None:
-        """Indexes that are not used any more go."""
+        """Indexes that are not used any more go, but none that has been taken in use since they
+        were named.
+        """
+        answering = {one.signature for one in self._used.get(num, {}).values()}
+        answering |= {sign for (db, _), sign in self._storing.items() if db == num and sign}
         gone = [
             one
             for (db, sign), one in self._built.items()
-            if db == num and sign not in used and (num, sign) not in self._works
+            if db == num and sign not in used | answering and (num, sign) not in self._works
         ]
         self._failures = {
             key: failure
@@ -369,5 +456,10 @@ class Indexer:
         if gone:
             for one in gone:
                 del self._built[num, one.signature]
-            await self._take(self._indexes.retire, [one.num for one in gone])
+            try:
+                await self._take(self._indexes.retire, [one.num for one in gone])
+            except Exception:  # they are still in the file, and go with a later look
+                for one in gone:
+                    self._built.setdefault((num, one.signature), one)
+                raise
             self._is_to_sweep = True

@@ -29,11 +29,13 @@ from divandb.errors import (
 from divandb.replica import Replica
 from divandb.revtree import Leaf
 from divandb.store.documents import Row
+from divandb.views import form
 from divandb.views.design import LANGUAGE, Views
 from divandb.views.engine import Engine
 from divandb.views.reduce import builtin_of
 
 DESIGN = "_design/"
+INVALID = "invalid_design_doc"
 REVISIONS_MAX = 20
 """Of a document's ancestry that a function is shown."""
 _PATH = orjson.dumps([VALIDATE]).decode()
@@ -77,7 +79,7 @@ class Judge:
         for place, write in enumerate(command.writes):
             if write.id.startswith(DESIGN):
                 if isinstance(write, Edit) and not write.deleted:
-                    await self._compile(place, write, refused)
+                    await self._compile(known, place, write, refused)
                 continue
             try:
                 arguments = self._arguments(known, command, write)
@@ -90,16 +92,25 @@ class Judge:
             await self._judge(design, command, shown, refused)
         return refused
 
-    async def _compile(self, place: int, write: Edit, refused: dict[int, DivanError]) -> None:
-        """Refuse a design document whose views are no functions."""
-        views = Views(orjson.loads(write.body))
+    async def _compile(
+        self, known: Known, place: int, write: Edit, refused: dict[int, DivanError]
+    ) -> None:
+        """Refuse a design document that has not the form of one, or whose views are no
+        functions.
+        """
+        document = orjson.loads(write.body)
+        wrong = form.fault(document, partitioned=bool(known.options.get("partitioned")))
+        if wrong is not None:
+            refused[place] = BadRequest(wrong, error=INVALID)
+            return
+        views = Views(document)
         if views.language != LANGUAGE or not views.views:
             return
         for view in views.views.values():
             reduce = view.reduce
             if reduce is not None and reduce.startswith("_") and builtin_of(reduce) is None:
                 reason = f"`{reduce}` is not a supported reduce function."
-                refused[place] = BadRequest(reason, error="invalid_design_doc")
+                refused[place] = BadRequest(reason, error=INVALID)
                 return
         try:
             await self._offload(self._engine.ask, views.program, "notes", [[]], [])

@@ -18,7 +18,7 @@ from divandb.store.rows import Entry, Totals
 from divandb.views.design import PART_BYTES
 from divandb.views.engine import Engine, Program
 from divandb.views.query import Query
-from divandb.views.ranges import AFTER, BEFORE, FIRST_ID, LAST_ID, Stretch, group_of
+from divandb.views.ranges import AFTER, BEFORE, FIRST_ID, LAST_ID, Encode, Stretch, group_of
 from divandb.views.reduce import (
     BUILTINS,
     Builtin,
@@ -199,7 +199,10 @@ def _key(place: tuple[bytes, str | bytes, int]) -> bytes:
 class Groups:
     """One query's groups on their way: ``step`` reads, ``reduced`` gives those that are whole."""
 
-    def __init__(self, built: int, parts: list[Stretch], query: Query, reducer: Reducer) -> None:
+    def __init__(
+        self, built: int, parts: list[Stretch], query: Query, reducer: Reducer, encoded: Encode
+    ) -> None:
+        """``encoded`` is how the view keeps keys."""
         self._built = built
         self._parts = parts[::-1]
         if parts:
@@ -209,6 +212,7 @@ class Groups:
         self._skip = query.skip
         self._left = query.limit
         self._reducer = reducer
+        self._encoded = encoded
         self._sums = reducer.sums
         self._open: _Open | None = None
         self._whole: list[_Open] = []
@@ -285,7 +289,9 @@ class Groups:
         if self._level is None:
             return _Open(parts(text)[0], key, exact=True)
         json = parts(text)[0]
-        shown, beginning, exact = group_of(orjson.loads(json), key[PART_BYTES:], self._level)
+        shown, beginning, exact = group_of(
+            orjson.loads(json), key[PART_BYTES:], self._encoded, self._level
+        )
         shown_json = json if exact else orjson.dumps(shown)
         return _Open(shown_json, key[:PART_BYTES] + beginning, exact=exact)
 

@@ -70,11 +70,13 @@ class Leaf(msgspec.Struct, frozen=True, array_like=True):
 
 
 def parse_rev(rev: object) -> tuple[int, str]:
-    """``"3-abc"`` → ``(3, "abc")``; raises ``BadRequest`` in CouchDB's words."""
+    """``"3-abc"`` → ``(3, "abc")``; raises ``BadRequest`` in CouchDB's words. As there, nothing may
+    stand behind the dash: no revision is of that name.
+    """
     if not isinstance(rev, str):
         raise BadRequest("Invalid rev format")
     number, dash, rev_hash = rev.partition("-")
-    if not dash or not rev_hash or not number.isascii() or not number.isdigit():
+    if not dash or not number.isascii() or not number.isdigit():
         raise BadRequest("Invalid rev format")
     if len(rev_hash) > HASH_CHARS_MAX or len(number) > 13 or int(number) > POS_MAX:
         raise BadRequest("Invalid rev format")
@@ -103,15 +105,36 @@ def shown(leaves: Sequence[Leaf]) -> list[Leaf]:
     alone = _one_for_each_revision(leaves)
     inner = _inner_heads(alone)
     tips = [leaf for leaf in alone if (leaf.pos, leaf.ancestry[0]) not in inner]
-    return sorted((_whole(leaf, alone) for leaf in tips), key=rank, reverse=True)
+    return sorted(_whole(tips, alone), key=rank, reverse=True)
 
 
-def _whole(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf:
-    """The leaf with all of its ancestry that is known: one that was taken without its parent goes
+def _whole(tips: Sequence[Leaf], leaves: Sequence[Leaf]) -> list[Leaf]:
+    """The tips with all of their ancestry that is known: one that was taken without its parent goes
     on where that one does, once it is here.
     """
-    path = lengthened(leaves, leaf.pos, leaf.ancestry)
-    return leaf if path == leaf.ancestry else msgspec.structs.replace(leaf, ancestry=path)
+    roots = {_root(tip.pos, tip.ancestry) for tip in tips}
+    places = {pos for pos, _ in roots}
+    below: dict[tuple[int, str], tuple[str, ...]] = {}
+    for leaf in leaves:  # a document may have thousands: each is looked at once, not by each tip
+        for pos in places:
+            depth = leaf.pos - pos
+            if 0 <= depth < len(leaf.ancestry) - 1 and (pos, leaf.ancestry[depth]) in roots:
+                root, rest = (pos, leaf.ancestry[depth]), leaf.ancestry[depth + 1 :]
+                below[root] = max(below.get(root, ()), rest, key=_by_length)
+    found = [(tip, below.get(_root(tip.pos, tip.ancestry))) for tip in tips]
+    return [
+        tip if rest is None else msgspec.structs.replace(tip, ancestry=tip.ancestry + rest)
+        for tip, rest in found
+    ]
+
+
+def _root(pos: int, path: tuple[str, ...]) -> tuple[int, str]:
+    """Where a path from ``pos`` down ends."""
+    return pos - len(path) + 1, path[-1]
+
+
+def _by_length(path: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+    return len(path), path
 
 
 def _one_for_each_revision(leaves: Sequence[Leaf]) -> list[Leaf]:
@@ -124,7 +147,7 @@ def _one_for_each_revision(leaves: Sequence[Leaf]) -> list[Leaf]:
 
 def _same_revision(one: Leaf, other: Leaf) -> Leaf:
     content = max(one, other, key=lambda leaf: leaf.digest)
-    longest = max(one.ancestry, other.ancestry, key=lambda path: (len(path), path))
+    longest = max(one.ancestry, other.ancestry, key=_by_length)
     dots = tuple(sorted({*one.dots, *other.dots}))
     return msgspec.structs.replace(content, ancestry=longest, dots=dots)
 
@@ -142,9 +165,9 @@ def _inner_heads(leaves: Sequence[Leaf]) -> set[tuple[int, str]]:
 
 def lengthened(leaves: Iterable[Leaf], pos: int, path: tuple[str, ...]) -> tuple[str, ...]:
     """``path`` from ``pos`` down, and what the tree knows below its last revision."""
-    root = pos - len(path) + 1
-    below = [leaf.ancestry[leaf.pos - root + 1 :] for leaf in leaves if leaf.knows(root, path[-1])]
-    return path + max(below, key=lambda rest: (len(rest), rest), default=())
+    root, last = _root(pos, path)
+    below = [leaf.ancestry[leaf.pos - root + 1 :] for leaf in leaves if leaf.knows(root, last)]
+    return path + max(below, key=_by_length, default=())
 
 
 def find_leaf(leaves: Iterable[Leaf], rev: str) -> Leaf | None:

@@ -316,7 +316,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
         index_path = config.data / indexes.FILE_NAME
         index_file = indexes.IndexFile(index_path, disk, limits.sqlite_cache_bytes_max)
         stack.callback(index_file.close)
-        built = index_file.settle(identity)
+        index_file.settle(identity)
 
         # Reads
         hlc = HybridClock(clock)
@@ -350,7 +350,7 @@ async def opened(config: Config, tls: ssl.SSLContext | None = None) -> AsyncIter
             return await loop.run_in_executor(index_pool, function, *arguments)
 
         indexer = Indexer(
-            index_file, built, catalog, on_indexes, governor.pace(Work.INDEXES), clock, log
+            index_file, catalog, on_indexes, governor.pace(Work.INDEXES), clock, log
         )  # fmt: skip
         readers = Readers(disk, index_path, limits.sqlite_cache_bytes_max)
         stack.callback(readers.close)

@@ -23,8 +23,7 @@ from divandb.cluster.versions import Version
 from divandb.config import Limits
 from divandb.designs import Design, Designs
 from divandb.errors import Busy, DivanError, NotFound, TookTooLong
-from divandb.indexer import Indexer, Source
-from divandb.mango import keys
+from divandb.indexer import Indexer, Source, Used
 from divandb.readers import Readers
 from divandb.reducing import Group, Groups, Reducer, reducer_of
 from divandb.store import rows
@@ -37,7 +36,7 @@ from divandb.views import raw
 from divandb.views.design import PART_BYTES, View, Views
 from divandb.views.engine import Engine
 from divandb.views.query import Query
-from divandb.views.ranges import Stretch, all_of
+from divandb.views.ranges import Encode, Stretch, all_of
 from divandb.views.reduce import parts
 
 ROWS_MIN, ROWS_MAX = 128, 4096
@@ -108,8 +107,6 @@ class Viewer:
         """Has this node nobody to switch with?"""
         self.is_last: Callable[[], bool] = lambda: False
         """Does it build a new version when others have done so?"""
-        self._switched: set[tuple[int, bytes]] = set()
-        """(database, signature) of versions that answer whoever asks."""
         self._coming: dict[Version, _Coming] = {}
         indexer.sources.append(self.sources)
 
@@ -121,18 +118,18 @@ class Viewer:
         """
         found: dict[bytes, Source] = {}
         coming: list[Source] = []
-        for design in self._designs.of(known).values():
-            views = design.views
-            if not views.is_kept:
-                continue
+        kept = [one.views for one in self._designs.of(known).values() if one.views.is_kept]
+        self._indexer.disuse(known, {views.id for views in kept})
+        for views in kept:
             before = self._before(known, views)
             if before is not None:
-                found[before.signature] = self._source(_views_of(before))
+                found[before.signature] = self._source(before)
             coming.append(self._source(views, is_held=self._is_held(known, views)))
         return list({**found, **{one.signature: one for one in coming}}.values())
 
     def _source(self, views: Views, *, is_held: bool = False) -> Source:
         engine, program = self._building, views.program
+        encoders = [one.encoded for one in views.maps]
 
         def entries(documents: Sequence[tuple[str, bytes]]) -> list[list[Entry]]:
             failed = self._failed.pop(views.signature, None)
@@ -145,7 +142,7 @@ class Viewer:
                 if not answers:
                     raise failure
                 self._failed[views.signature] = (documents[len(answers)], failure)
-            return [entries_of(answer) for answer in answers]
+            return [entries_of(answer, encoders) for answer in answers]
 
         recipe = Recipe(
             entries,
@@ -167,31 +164,28 @@ class Viewer:
             "language": views.language,
             "update_seq": built.seq if built else 0,
             "updater_running": self._indexer.is_at_work(known, views.signature),
-            "ready": built is not None and is_complete(built),
+            "ready": built is not None and built.is_complete,
             "in_use": (before.signature if before is not None else views.signature).hex(),
         }
 
     # Versions
 
-    def _before(self, known: Known, views: Views) -> Built | None:
+    def _before(self, known: Known, views: Views) -> Views | None:
         """The version that is in use beside a new one, if there is any."""
-        key = (known.num, views.signature)
-        if key in self._switched:
-            return None
+        used = self._indexer.in_use(known, views.id)
         own = self._indexer.find(known, views.signature)
-        is_ready = own is not None and is_complete(own)
-        older = [one for one in self._indexer.under(known, views.id) if _may_answer(one, views)]
-        if is_ready and (not older or self.is_alone()):
-            self._switched.add(key)
+        if used is not None and used.signature == views.signature:
+            if used.about != views.about and own is not None:  # names or reduce functions changed
+                self._indexer.use(known, views.id, own, views.about)
             return None
-        if not older:
+        before = _views_of(used) if used is not None else None
+        if own is not None and own.is_complete and (before is None or self.is_alone()):
+            self._indexer.use(known, views.id, own, views.about)
             return None
         version = Version(known.name, known.generation, views.signature)
-        if version not in self._coming:
+        if before is not None and version not in self._coming:
             self._coming[version] = _Coming(known.num, views.id, Verdict(not self.is_last()))
-        # One that is ready and has not been switched to is not in use.
-        in_use = [one for one in older if (one.db, one.signature) in self._switched]
-        return in_use[-1] if in_use else older[0]
+        return before
 
     def _is_held(self, known: Known, views: Views) -> bool:
         coming = self._coming.get(Version(known.name, known.generation, views.signature))
@@ -214,7 +208,6 @@ class Viewer:
             found = self._current(version)
             if found is None or self._before(found[0], found[1].views) is None:
                 del self._coming[version]
-        self._switched = {key for key in self._switched if self._indexer.holds(*key)}
         return list(self._coming)
 
     def build_of(self, version: Version) -> Build:
@@ -223,7 +216,7 @@ class Viewer:
         if known is None or known.generation != version.generation:
             return Build()
         built = self._indexer.find(known, version.signature)
-        return Build() if built is None else Build(built.seq, is_complete(built))
+        return Build() if built is None else Build(built.seq, built.is_complete)
 
     def judge(self, version: Version, verdict: Verdict) -> None:
         """The group's state has been looked at: build, wait, or switch."""
@@ -232,10 +225,18 @@ class Viewer:
             return
         before, coming.verdict = coming.verdict, verdict
         if verdict.is_switched:
-            self._switched.add((coming.num, version.signature))
-            del self._coming[version]
-        if verdict.is_switched or verdict.may_build != before.may_build:
+            self._switch(version)
+        elif verdict.may_build != before.may_build:
             self._indexer.changed({coming.num})
+
+    def _switch(self, version: Version) -> None:
+        """All design documents of these views have them answer, once that is stored."""
+        found = self._current(version)
+        own = self._indexer.find(found[0], version.signature) if found is not None else None
+        if found is not None and own is not None:
+            for design in self._designs.of(found[0]).values():
+                if design.views.signature == version.signature:
+                    self._indexer.use(found[0], design.id, own, design.views.about)
 
     def switching(self) -> list[dict[str, object]]:
         """Versions on their way, for `divandb status`."""
@@ -275,10 +276,9 @@ class Viewer:
         views, is_before = design.views, False
         view = views.view(name)
         before = self._before(known, views)
-        if before is not None and not (update is True and (insists or self._may_wait(known))):
-            older = _views_of(before)
-            if name in older.views:
-                views, view, is_before = older, older.views[name], True
+        waits = update is True and (insists or self._may_wait(known))
+        if before is not None and not waits and name in before.views:
+            views, view, is_before = before, before.views[name], True
         source = self._source(views)
         if update is True:
             began = self._clock.monotonic()
@@ -350,7 +350,7 @@ class Viewer:
         assert source is not None
         reducer = self._reducer(known, serving, source)
         stretches = queries.stretches(query, serving.view)
-        reading = Groups(serving.built.num, stretches, query, reducer)
+        reading = Groups(serving.built.num, stretches, query, reducer, serving.view.map.encoded)
         async for _ in self._steps(known, serving, reading):
             page = await self._readers.work(reading.reduced)
             if page:
@@ -384,15 +384,12 @@ class Viewer:
         return now is not None and now.num == serving.built.num
 
 
-def is_complete(built: Built) -> bool:
-    """Has it ever come as far as its database was when it was begun?"""
-    return built.seq >= built.fresh
-
-
-def _views_of(built: Built) -> Views:
-    """The views of a version whose design document has changed."""
-    assert built.about is not None
-    return _views_by_text(built.about)
+def _views_of(used: Used) -> Views | None:
+    """The views that answered before a design document was changed, if their rows are made today as
+    they were then.
+    """
+    found = _views_by_text(used.about)
+    return found if found.signature == used.signature else None
 
 
 @lru_cache(maxsize=64)
@@ -400,28 +397,25 @@ def _views_by_text(about: bytes) -> Views:
     return Views(orjson.loads(about))
 
 
-def _may_answer(built: Built, now: Views) -> bool:
-    """Is it a version before, whole, and of rows as they are made today?"""
-    if built.signature == now.signature or built.about is None or not is_complete(built):
-        return False
-    return _views_of(built).signature == built.signature
-
-
-def entries_of(answer: str) -> list[Entry]:
-    """The entries of one document, from what its maps emitted."""
+def entries_of(answer: str, encoders: Sequence[Encode]) -> list[Entry]:
+    """The entries of one document, from what its maps emitted; each map's keys are encoded in its
+    own way.
+    """
     found: list[Entry] = []
-    for number, emitted in enumerate(_decode_rows(answer)):
+    for number, (emitted, encoded) in enumerate(zip(_decode_rows(answer), encoders, strict=True)):
         part = number.to_bytes(PART_BYTES, "big")
-        made = [_entry(part, bytes(key), bytes(value)) for key, value in emitted]
+        made = [_entry(part, encoded, bytes(key), bytes(value)) for key, value in emitted]
         if len({key for key, _, _ in made}) < len(made):
-            made.sort(key=lambda entry: (entry[0], raw.order(orjson.loads(parts(entry[1])[1]))))
+            made.sort(key=lambda entry: (entry[0], raw.encoded(orjson.loads(parts(entry[1])[1]))))
         found += made
     return found
 
 
-def _entry(part: bytes, key: bytes, value: bytes) -> tuple[bytes, bytes, float | None]:
+def _entry(
+    part: bytes, encoded: Encode, key: bytes, value: bytes
+) -> tuple[bytes, bytes, float | None]:
     text = b'"key":%b,"value":%b' % (key, value)
-    return part + keys.encoded(orjson.loads(key)), text, _number(value)
+    return part + encoded(orjson.loads(key)), text, _number(value)
 
 
 def _number(value: bytes) -> float | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tests.running import Cluster, basic, divandb
+from tests.running import CONVERGE_S_MAX, Cluster, basic, divandb
 from tests.system.js_clients import FOLDER, install
 from tests.system.load import ancestry, trees_of
 from tests.system.wire import Wire
@@ -370,3 +370,23 @@ def test_an_import_is_exported_alike_by_any_node(cluster: Cluster, db: str, tmp_
         said.add(done.stdout)
     assert len(said) == 1
     assert len(said.pop().splitlines()) == 300
+
+
+def test_a_compaction_is_of_all_nodes(cluster: Cluster) -> None:
+    """Bodies of replaced revisions are gone wherever one asks for them."""
+    path = f"/compacted-{uuid4().hex}"
+    assert cluster.request("PUT", path)[0] == 201
+    status, first = cluster.request("PUT", f"{path}/d?concern=visible", {"v": 1})
+    assert status == 201
+    body = {"v": 2, "_rev": first["rev"]}
+    assert cluster.request("PUT", f"{path}/d?concern=visible", body)[0] == 201
+    old = f"{path}/d?rev={first['rev']}"
+    replica = next(name for name in cluster.nodes if "-r" in name)
+    assert cluster.request("POST", f"{path}/_compact", {}, node=replica)[0] == 202
+
+    def is_gone() -> bool:
+        return all(cluster.request("GET", old, node=name)[0] == 404 for name in cluster.nodes)
+
+    cluster.await_true(is_gone, CONVERGE_S_MAX)
+    for name in cluster.nodes:
+        assert cluster.request("GET", f"{path}/d", node=name)[1]["v"] == 2

@@ -293,6 +293,81 @@ def test_options_and_modules_of_a_design_document(node: Running) -> None:
     assert database.groups("v") == [(1, "_DESIGN/D"), (2, "A")]
 
 
+def test_raw_collation_is_the_order_of_erlangs_terms(node: Running) -> None:
+    """As CouchDB's documentation has it; a view without the option stays as it is beside it."""
+    emit = "function(doc) { doc.keys.forEach(function (key) { emit(key, 1) }) }"
+    options = {"collation": "raw"}
+    views = {
+        "raw": {"map": emit, "options": options},
+        "usual": {"map": emit},
+        "counted": {"map": emit, "options": options, "reduce": "_count"},
+    }
+    database = Database(node, views=views)
+    ordered = [
+        -1, 1, 2.5, False, None, True, {}, {"a": "a"}, {"b": 0}, [], ["a"], ["a", 1], ["b"],
+        "", "B", "a", "aB", "ab", "b", "é", "\ufff0",
+    ]  # fmt: skip
+    database.add({"_id": "a", "keys": ordered[1::2]}, {"_id": "b", "keys": ordered[::-2]})
+
+    def keys(view: str = "raw", **query: Any) -> list[Any]:
+        return [row["key"] for row in database.view(view, **query)["rows"]]
+
+    assert keys() == ordered
+    assert keys(descending=True) == ordered[::-1]
+    assert keys(startkey="B", endkey="ab") == ["B", "a", "aB", "ab"]
+    assert keys(startkey=True, endkey={"a": "b"}) == [True, {}, {"a": "a"}]
+    assert keys(startkey=["b"], endkey=[], descending=True) == [["b"], ["a", 1], ["a"], []]
+    assert keys(keys=["b", None, {"b": 0}]) == ["b", None, {"b": 0}]
+    assert database.view("raw", startkey="")["offset"] == ordered.index("")
+    assert keys(startkey=[], endkey="\ufff0") == ordered[ordered.index([]) :]
+    groups = database.groups("counted", group_level=1, startkey=[], endkey=["z"])
+    assert groups == [([], 1), (["a"], 2), (["b"], 1)]
+    assert database.groups("counted", group=True) == [(key, 1) for key in ordered]
+    usual = keys("usual")
+    assert usual[:3] == [None, False, True] and usual[-1] == {"b": 0}
+    assert [key for key in usual if isinstance(key, str)] == [
+        "", "a", "ab", "aB", "b", "B", "é", "\ufff0",
+    ]  # fmt: skip
+    status, reason = database.asked("raw", startkey="a", endkey="B")
+    assert status == 400 and reason["error"] == "query_parse_error"
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"options": {"local_seq": 1}}, "`options.local_seq` field must have boolean type"),
+        ({"options": {"include_design": "x"}}, "`options.include_design` field must have boolean"),
+        ({"options": {"partitioned": None}}, "`options.partitioned` field must have boolean type"),
+        ({"options": {"partitioned": True}}, "partitioned option cannot be true in a non-partit"),
+        ({"options": []}, "`options` field must have object type"),
+        ({"filters": {"f": 1}}, "`filters.f` field must have object or string type"),
+        ({"views": {"v": {"map": 1}}}, "`views.v.map` field must have string type"),
+        ({"views": {"v": {"map": "f", "reduce": {}}}}, "`views.v.reduce` field must have string"),
+        ({"views": {"v": {}}}, "View `v` must contain map function"),
+        ({"language": "query", "views": {"v": {"map": "f"}}}, "`views.v.map` field must have ob"),
+    ],
+)
+def test_what_has_not_the_form_of_a_design_document_is_refused(
+    people: Database, members: dict[str, Any], reason: str
+) -> None:
+    status, said = people.ask("/_design/bad", members, "PUT")
+    assert (status, said["error"]) == (400, "invalid_design_doc")
+    assert said["reason"].startswith(reason)
+
+
+def test_design_documents_may_say_partitioned_where_the_database_does(node: Running) -> None:
+    """Their views are of all documents: there are no partitions."""
+    path = f"/views-{uuid4().hex}"
+    assert node.request("PUT", f"{path}?partitioned=true")[0] == 201
+    assert node.request("PUT", f"{path}/p:a", {})[0] == 201
+    for name, flag in (("yes", True), ("no", False)):
+        views = {"v": {"map": "function(doc) { emit(doc._id) }"}}
+        design = {"views": views, "options": {"partitioned": flag}}
+        assert node.request("PUT", f"{path}/_design/{name}", design)[0] == 201
+        status, found = node.request("GET", f"{path}/_design/{name}/_view/v")
+        assert status == 200 and [row["key"] for row in found["rows"]] == ["p:a"]
+
+
 def test_changes_come_into_a_view_and_go(people: Database) -> None:
     assert people.ids("by-age", key=30) == ["ann", "dee"]
     ann = people.ask("/ann")[1]

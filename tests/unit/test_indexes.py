@@ -1,11 +1,13 @@
 """The indexes' file: entries against documents, whatever comes between two steps."""
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from divandb.commands import Graft, Purge
 from divandb.config import Limits
 from divandb.errors import Busy, FunctionFailed, NotFound, StorageFull, TookTooLong
 from divandb.finder import Finder, Found
-from divandb.indexer import Indexer, Source
+from divandb.indexer import Indexer, Source, Used
 from divandb.mango import options
 from divandb.readers import Readers
 from divandb.store import indexes, queries
@@ -135,7 +137,7 @@ def test_whatever_happens_between_steps_the_entries_come_out_right(
     before, indexes.STEP_ROWS_MAX = indexes.STEP_ROWS_MAX, rows_max
     file = opened(store)
     built = file.begin(num, SIGNATURE, seq_of(store))
-    counted = file.begin(num, b"2" * 16, seq_of(store), "_design/d", b"{}")
+    counted = file.begin(num, b"2" * 16, seq_of(store), "_design/d")
     try:
         for what, *rest in happened:
             if what == "put":
@@ -286,7 +288,7 @@ class Bench:
         self.time, self.log = Time(), Told()
         self.rests: list[float] = []
         self.indexer = Indexer(
-            self.file, self.file.built(), self.catalog, self.offload, self.pace, self.time,
+            self.file, self.catalog, self.offload, self.pace, self.time,
             self.log,
         )  # fmt: skip
         self.clock = StillClock()
@@ -409,6 +411,92 @@ def test_a_function_that_fails_is_not_tried_again_at_once(bench: Bench) -> None:
             bench.time.now += pause_s
         assert (await bench.indexer.current(known, source)).seq == 1
         assert bench.indexer.status() == {"kept": 1, "building": [], "failing": []}
+
+    asyncio.run(story())
+
+
+def test_a_full_disk_is_told_of_once_and_tried_with_growing_pauses(bench: Bench) -> None:
+    for number in range(2 * indexes.STEP_ROWS_MAX):
+        put(bench.store, f"d{number}", 1)
+    source = Source(SIGNATURE, Recipe(by_value), "_design/d")
+    bench.indexer.sources.append(lambda known: [source])
+    tries: list[float] = []
+
+    async def offload(function: Any, *arguments: Any) -> Any:
+        if bench.fault is not None and function != bench.file.sweep:
+            tries.append(bench.time.now)
+            raise bench.fault
+        return function(*arguments)
+
+    bench.indexer._offload = offload
+    bench.fault = StorageFull("full")
+
+    async def story() -> None:
+        known = bench.catalog.get("x")
+        for second in range(200):
+            bench.time.now = 1000.0 + second
+            await bench.indexer._keep_up({known.num})
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        gaps = [later - tried for tried, later in itertools.pairwise(tries)]
+        assert gaps == [5, 10, 20, 40, 60, 60]
+        assert bench.log.events == ["an index waits: it cannot be stored"]
+        (told,) = bench.indexer.status()["failing"]  # type: ignore[misc, index]
+        assert told["reason"] == "full"
+        bench.fault = None
+        assert (await bench.indexer.current(known, source)).seq == seq_of(bench.store)
+        assert bench.indexer.status()["failing"] == []
+
+    asyncio.run(story())
+
+
+def test_what_answers_is_stored_for_each_design_document_and_goes_with_it(bench: Bench) -> None:
+    put(bench.store, "a", 1)
+    recipe = Recipe(by_value, about=b"{}")
+
+    async def until(used: list[tuple[str, bytes]]) -> None:
+        async with asyncio.timeout(20):
+            while [(name, sign) for _, name, sign, _ in bench.file.used()] != used:
+                await asyncio.sleep(0.01)
+
+    async def story() -> None:
+        known = bench.catalog.get("x")
+        first = await bench.indexer.current(known, Source(SIGNATURE, recipe, "d"))
+        await until([("d", SIGNATURE)])  # the first one answers by itself
+        bench.indexer.use(known, "e", first, b"{}")  # and may do so for another one, too
+        await until([("d", SIGNATURE), ("e", SIGNATURE)])
+        second = await bench.indexer.current(known, Source(b"2" * 16, recipe, "d"))
+        assert bench.indexer.in_use(known, "d") == Used(SIGNATURE, b"{}")
+        bench.indexer.use(known, "d", second, b"[]")
+        await until([("d", b"2" * 16), ("e", SIGNATURE)])
+        again = Indexer(
+            bench.file, bench.catalog, bench.offload, bench.pace, bench.time, bench.log
+        )  # fmt: skip
+        assert again.in_use(known, "d") == Used(b"2" * 16, b"[]")
+        assert again.in_use(known, "e") == Used(SIGNATURE, b"{}")
+        again.disuse(known, {"e"})
+        await until([("e", SIGNATURE)])
+        bench.file.retire([first.num])
+        assert bench.file.used() == []
+
+    asyncio.run(story())
+
+
+def test_a_switch_that_cannot_be_stored_does_not_show(bench: Bench) -> None:
+    put(bench.store, "a", 1)
+    recipe = Recipe(by_value, about=b"{}")
+
+    async def story() -> None:
+        known = bench.catalog.get("x")
+        built = await bench.indexer.current(known, Source(SIGNATURE, recipe, "d"))
+        async with asyncio.timeout(20):
+            while bench.indexer.in_use(known, "d") is None:
+                await asyncio.sleep(0.01)
+        bench.fault = StorageFull("full")
+        bench.indexer.use(known, "d", msgspec.structs.replace(built, signature=b"2" * 16), b"{}")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert bench.indexer.in_use(known, "d") == Used(SIGNATURE, b"{}")
 
     asyncio.run(story())
 

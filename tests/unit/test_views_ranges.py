@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from divandb.errors import QueryParseError
 from divandb.mango import collate, keys
 from divandb.views import raw
-from divandb.views.ranges import UNSET, Stretch, all_of, between, group_of, of_key
+from divandb.views.query import UNSET
+from divandb.views.ranges import Encode, Stretch, all_of, between, group_of, of_key
 
 PART = b"\0\1"
 values = st.recursive(
@@ -64,8 +65,9 @@ def test_a_range_has_the_rows_that_couchdb_gives(
         return True
 
     def asked() -> Stretch:
+        low, high = (None if bound is UNSET else keys.encoded(bound) for bound in (start, end))
         return between(
-            PART, start, end, start_id, end_id, descending=descending, inclusive_end=inclusive_end
+            PART, low, high, start_id, end_id, descending=descending, inclusive_end=inclusive_end
         )
 
     is_reversed = UNSET not in (start, end) and way * collate.compare(start, end) > 0
@@ -83,7 +85,7 @@ def _compare(one: str, other: str) -> int:
 
 @given(rows, values, st.booleans())
 def test_a_key_has_its_own_rows(some: list[tuple[Any, str]], key: Any, descending: bool) -> None:
-    stretch = of_key(PART, key, descending=descending)
+    stretch = of_key(PART, keys.encoded(key), descending=descending)
     assert [inside(stretch, *row) for row in some] == [
         collate.compare(value, key) == 0 for value, _ in some
     ]
@@ -113,28 +115,74 @@ def test_what_was_read_and_what_comes_before_are_all(
         assert inside(rest, *row) + inside(before, *row) == (0 if is_it else 1)
 
 
-@given(st.lists(values, min_size=1, max_size=8), st.none() | st.integers(1, 3))
-def test_groups_are_of_keys_that_begin_alike(some: list[Any], level: int | None) -> None:
+@given(
+    st.lists(values, min_size=1, max_size=8), st.none() | st.integers(1, 3),
+    st.sampled_from([keys.encoded, raw.encoded]),
+)  # fmt: skip
+def test_groups_are_of_keys_that_begin_alike(
+    some: list[Any], level: int | None, encode: Encode
+) -> None:
     def group(key: Any) -> Any:
         return key[:level] if level is not None and isinstance(key, list) else key
 
     for first in some:
-        shown, beginning, exact = group_of(first, keys.encoded(first), level)
+        shown, beginning, exact = group_of(first, encode(first), encode, level)
         assert collate.compare(shown, group(first)) == 0
         for key in some:
-            encoded = keys.encoded(key)
+            encoded = encode(key)
             taken = encoded == beginning if exact else encoded.startswith(beginning)
             assert taken == (collate.compare(group(key), shown) == 0)
+
+
+numbers = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+json = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(max_size=3) | st.text("\0\1\2a", max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("\0\1ab"), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def raw_compare(one: Any, other: Any) -> int:
+    """Erlang's order, as CouchDB's documentation lists it."""
+    kinds = [_raw_rank(value) for value in (one, other)]
+    if kinds[0] != kinds[1]:
+        return _compare_any(*kinds)
+    if isinstance(one, dict):
+        one, other = ([part for pair in each.items() for part in pair] for each in (one, other))
+    if isinstance(one, list):
+        parts = (raw_compare(*pair) for pair in zip(one, other, strict=False))
+        return next((order for order in parts if order), _compare_any(len(one), len(other)))
+    return 0 if one is None else _compare_any(one, other)
+
+
+def _raw_rank(value: Any) -> float:
+    if isinstance(value, bool) or value is None:
+        return 1 if value is False else 2 if value is None else 3
+    ranks = {int: 0, float: 0, dict: 4, list: 5, str: 6}
+    return ranks[type(value)]
+
+
+def _compare_any(one: Any, other: Any) -> int:
+    return (one > other) - (one < other)
+
+
+@given(json, json)
+def test_raw_keys_have_erlangs_order(one: Any, other: Any) -> None:
+    left, right = raw.encoded(one), raw.encoded(other)
+    assert _compare_any(left, right) == raw_compare(one, other)
+    assert left == right or not right.startswith(left)
 
 
 def test_values_of_one_key_stand_in_erlangs_order() -> None:
     ordered = [
         -1, 0.5, 2, False, None, True, {}, {"a": 1}, {"a": 1, "b": 0}, {"a": 2}, {"b": 0}, [],
-        [1], [1, 2], [2], [[]], ["a"], "", "B", "a", "aa",
+        [1], [1, 2], [2], [[]], ["a"], "", "B", "a", "a\0", "a\1", "aa", "é", "\ufff0", "😀",
     ]  # fmt: skip
     backwards = ordered[::-1]
-    assert sorted(backwards, key=raw.order) == ordered
+    assert sorted(backwards, key=raw.encoded) == ordered
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
-    assert raw.order(deep) > raw.order([])
+    assert raw.encoded(deep) > raw.encoded([])

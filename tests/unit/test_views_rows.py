@@ -138,7 +138,7 @@ def test_groups_are_reduced_as_the_list_is(
     stretches: list[Stretch] = [all_of(PART, descending=descending)]
     nobody: Any = None
     reducer = reducer_of(name, Program(b"", "", ""), nobody, "")
-    reading, found = Groups(view.built, stretches, query, reducer), []
+    reading, found = Groups(view.built, stretches, query, reducer, keys.encoded), []
     before, reducing.PAGE_ROWS = reducing.PAGE_ROWS, page_rows
     try:
         while not reading.over:

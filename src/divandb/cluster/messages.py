@@ -151,6 +151,8 @@ decode_question = msgspec.msgpack.Decoder(Question).decode
 decode_reached = msgspec.msgpack.Decoder(Reached).decode
 decode_passing = msgspec.msgpack.Decoder(Passing).decode
 decode_vector = msgspec.msgpack.Decoder(dict[int, int]).decode
+decode_compaction = msgspec.msgpack.Decoder(tuple[str, int, dict[int, int]]).decode
+"""(database, generation, what the node contains that was asked)"""
 decode_candidacy = msgspec.msgpack.Decoder(Candidacy).decode
 decode_grant = msgspec.msgpack.Decoder(Grant).decode
 decode_left = msgspec.msgpack.Decoder(Left).decode

@@ -71,8 +71,13 @@ class Versions:
         self._switches: dict[Version, Switch] = {}
 
     def is_alone(self) -> bool:
-        """Is there no other member of the group?"""
-        return not self._peers.group()
+        """Is there no other member of the group? Where there are other nodes, this is not said
+        before all who live can have been heard of.
+        """
+        return not self._peers.group() and (not self._peers.all() or self._has_listened())
+
+    def _has_listened(self) -> bool:
+        return self._clock.monotonic() - self._began >= self._silence_s
 
     def is_last(self) -> bool:
         """Do others of the group build before this node does?"""
@@ -99,7 +104,7 @@ class Versions:
 
     async def look(self) -> None:
         """Ask once, and decide; not before all who live can have been heard of."""
-        if self._clock.monotonic() - self._began < self._silence_s:
+        if not self._has_listened():
             return
         coming = self._views.coming()
         self._switches = {one: self._switches.get(one) or Switch() for one in coming}

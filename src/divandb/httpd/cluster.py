@@ -1,5 +1,7 @@
 """``/_divan/…``: what nodes and operators ask of a node; the frequent ones have ``peer_lane``."""
 
+import asyncio
+import contextlib
 import re
 
 import msgspec
@@ -17,6 +19,8 @@ from divandb.telemetry import rfc3339
 FRAMES = "application/vnd.divandb.frames"
 MESSAGE = "application/msgpack"
 EVENT = "application/vnd.divandb.event"
+COMPACTED_S_MAX, COMPACTED_POLL_S = 1.0, 0.02
+"""A small compaction is waited for, so that whoever asked finds it done on all nodes."""
 
 
 async def status(call: Call) -> Response:
@@ -158,6 +162,27 @@ def _check_operator(call: Call) -> None:
         policy.check_server_admin(call.user)
 
 
+async def compact(call: Call) -> Response:
+    """``POST /_divan/compact``: begin with a database, as another node was asked to. Answered when
+    it is done, or after a moment. For nodes.
+    """
+    call.peer()
+    try:
+        name, generation, vector = messages.decode_compaction(await call.body())
+    except msgspec.MsgspecError:
+        raise BadRequest("The body must be a compaction in MessagePack.") from None
+    services = call.services
+    known = services.catalog.find(name)
+    if known is not None and known.generation == generation:
+        await services.progress.reach(vector, COMPACTED_S_MAX / 2)
+        services.compact(known.num)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COMPACTED_S_MAX):
+                while services.compacting(known.num):
+                    await asyncio.sleep(COMPACTED_POLL_S)
+    return _message(True)
+
+
 async def _candidacy(call: Call) -> Candidacy:
     call.peer()
     try:
@@ -188,6 +213,7 @@ ROUTES: RouteTable = [
     ("/_divan/beyond", {"POST": beyond}),
     ("/_divan/passed", {"POST": passed}),
     ("/_divan/versions", {"POST": versions}),
+    ("/_divan/compact", {"POST": compact}),
     ("/_divan/grant", {"POST": grant}),
     ("/_divan/leave", {"POST": leave}),
     ("/_divan/promote", {"POST": promote}),

@@ -1,15 +1,21 @@
 """``/{db}`` and what belongs to a whole database."""
 
+import asyncio
+import contextlib
 from typing import Any
 
 from starlette.responses import Response
 
 from divandb.auth import policy, users
 from divandb.catalog import Known
+from divandb.cluster import messages
+from divandb.cluster.peers import Peer
 from divandb.errors import BadRequest, UnsupportedMediaType
 from divandb.httpd import respond
 from divandb.httpd.call import Call, encode_json
+from divandb.httpd.cluster import COMPACTED_S_MAX
 from divandb.httpd.info import database_info
+from divandb.link import LinkBroken
 from divandb.revtree import parse_rev
 
 REVS_LIMIT_MAX = 1_000_000
@@ -98,13 +104,23 @@ def _limit(value: Any) -> int:
 
 
 async def compact(call: Call) -> Response:
-    """``POST /{db}/_compact``: begins at once, in the background."""
+    """``POST /{db}/_compact``: begins at once, in the background, on all nodes that answer."""
     known = call.services.catalog.get(call.path("db"))
     policy.check_compaction(known.security, call.user)
     call.check_json_content_type()
     await call.body()
     call.services.compact(known.num)
+    told = messages.encode((known.name, known.generation, call.services.progress.vector))
+    await asyncio.gather(*(_compact_there(peer, told) for peer in call.services.peers.live()))
     return respond.ok(202)
+
+
+async def _compact_there(peer: Peer, told: bytes) -> None:
+    with contextlib.suppress(LinkBroken):  # it compacts by itself, too
+        await peer.link.ask(
+            "POST", f"{messages.PREFIX}/compact", told,
+            wait_s=2 * COMPACTED_S_MAX, body_bytes_max=64, repeatable=True,
+        )  # fmt: skip
 
 
 async def ensure_full_commit(call: Call) -> Response:

@@ -2,6 +2,7 @@
 kin.
 """
 
+from functools import partial
 from importlib import metadata
 
 from starlette.responses import HTMLResponse, Response
@@ -246,16 +247,49 @@ async def prometheus(call: Call) -> Response:
     return Response("".join(lines), media_type="text/plain; version=2.0")
 
 
-async def later(call: Call) -> Response:
-    """What comes in a later release; who may not ask is told so already."""
+_NO_SEARCH = "There is no full-text search; `$regex` and `$beginsWith` of `_find` look into texts."
+_NO_PARTITIONS = "Databases have no partitions: ask the database itself."
+_NO_SHARDS = "There are no shards: every node has all of every database."
+NOT_HERE = {
+    "/_cluster_setup": "Clusters are set up by `divandb up` or from configuration files.",
+    "/_db_updates": "There is no feed of databases; `_changes` of each database tells of its own.",
+    "/_nouveau_analyze": _NO_SEARCH,
+    "/_search_analyze": _NO_SEARCH,
+    "/_reshard": _NO_SHARDS,
+    "/_reshard/{rest:path}": _NO_SHARDS,
+    "/_node/{node}/_restart": "Nodes are restarted by what runs them.",
+    "/_node/{node}/_smoosh/status": "Compaction runs by itself: look at `_active_tasks`.",
+    "/_node/{node}/_stats/{path:path}": "Numbers are not a tree here: ask for `_stats`.",
+    "/_node/{node}/_versions": "The release is at `/`; nothing else needs to be known of a node.",
+    "/{db}/_auto_purge": "Deleted documents are kept; `_purge` removes them.",
+    "/{db}/_nouveau_cleanup": _NO_SEARCH,
+    "/{db}/_search_cleanup": _NO_SEARCH,
+    "/{db}/_partition/{rest:path}": _NO_PARTITIONS,
+    "/{db}/_purged_infos": "Purges are remembered in their documents' contexts, not in a list.",
+    "/{db}/_shards": _NO_SHARDS,
+    "/{db}/_shards/{doc}": _NO_SHARDS,
+    "/{db}/_sync_shards": _NO_SHARDS,
+    "/{db}/_time_seq": "Places in `_changes` are not kept by time.",
+    **{
+        f"/{{db}}/_design/{{ddoc}}/{kind}/{{rest:path}}": _NO_SEARCH
+        for kind in ("_search", "_search_info", "_nouveau", "_nouveau_info")
+    },
+}
+"""Routes of CouchDB that are not here, and what their clients are told."""
+
+
+async def not_here(call: Call, why: str) -> Response:
+    """What CouchDB has and a node has not; who may not ask is told so already."""
     if "db" in call.request.path_params:
         call.database()
     else:
         policy.check_known(call.user)
-    raise NotImplementedHere(f"{call.request.url.path} comes in a later release of DivanDB.")
+    raise NotImplementedHere(why)
 
 
-_ALL_LATER: Methods = dict.fromkeys(("GET", "POST", "PUT", "DELETE"), later)
+def _nothing(why: str) -> Methods:
+    return dict.fromkeys(("GET", "POST", "PUT", "DELETE"), partial(not_here, why=why))
+
 
 ROUTES: RouteTable = [
     ("/", {"GET": welcome}),
@@ -278,11 +312,5 @@ ROUTES: RouteTable = [
         "/_node/{node}/_config/{section}/{key}",
         {"GET": get_setting, "PUT": put_setting, "DELETE": delete_setting},
     ),
-    ("/{db}/_search_analyze", _ALL_LATER),
-    ("/{db}/_partition/{rest:path}", _ALL_LATER),
-    ("/{db}/_shards", _ALL_LATER),
-    *[
-        (f"/{{db}}/_design/{{ddoc}}/{kind}/{{rest:path}}", _ALL_LATER)
-        for kind in ("_search", "_nouveau")
-    ],
+    *[(path, _nothing(why)) for path, why in NOT_HERE.items()],
 ]

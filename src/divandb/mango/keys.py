@@ -39,7 +39,7 @@ def encoded(value: Any) -> bytes:
         return _STRING + _levels(collate.string_key(value))
     rank = collate.rank(value)
     if rank == RANK_NUMBER:
-        return _NUMBER + _number(value)
+        return _NUMBER + number(value)
     return _RANKS[rank] if rank < RANK_NUMBER else _container(value)
 
 
@@ -57,7 +57,8 @@ def _levels(key: collate.StringKey) -> bytes:
     return f"{key[0]}\0{key[1]}\0{key[2]}\0".encode()
 
 
-def _number(value: float) -> bytes:
+def number(value: float) -> bytes:
+    """A number's 10 bytes, in the order of numbers."""
     nearest = float(value)
     (bits,) = _unpack_bits(_pack_double(nearest + 0.0))  # -0.0 is 0.0
     bits = (bits ^ (2 * _ZERO - 1)) if bits & _ZERO else bits | _ZERO
@@ -71,7 +72,7 @@ def _container(value: Any) -> bytes:
     is_number = False
     for part in collate.parts(value):
         if is_number:
-            found += _number(part)
+            found += number(part)
             is_number = False
         elif isinstance(part, tuple):
             found += _STRING + _levels(part) if part else _END

@@ -29,7 +29,7 @@ from divandb.store.documents import CONFLICTS, DELETED, NOTHING_SHOWN
 from divandb.store.file import Connection, Disk, Identity
 
 FILE_NAME = "indexes.sqlite"
-FORMAT = 2
+FORMAT = 3
 STEP_ROWS_MAX = 128
 STEP_BYTES_MAX = 1024 * 1024
 """A step ends with the document that passes either."""
@@ -49,7 +49,11 @@ raises ends the building.
 _CHANGED = """
 SELECT place, id, flags, body FROM doc WHERE place > ? AND place <= ? ORDER BY place LIMIT ?
 """
-_BUILT = "SELECT num, db, signature, seq, fresh, name, about FROM built WHERE signature IS NOT NULL"
+_BUILT = "SELECT num, db, signature, seq, fresh, name FROM built WHERE signature IS NOT NULL"
+_USED = """
+SELECT used.db, used.name, built.signature, used.about
+FROM used JOIN built ON built.num = used.built WHERE built.signature IS NOT NULL
+"""
 # Left to itself SQLite would go through the whole index.
 _GONE = "DELETE FROM entry INDEXED BY entry_by_document WHERE built = ? AND id = ?"
 _GONE_COUNTED = _GONE + " RETURNING key"
@@ -75,7 +79,9 @@ class Recipe(msgspec.Struct, frozen=True):
     part_bytes: int = 0
     """So many bytes of a key say which part of the index it is in; 0: parts are not counted."""
     about: bytes | None = None
-    """What a reader must know to use it when its definition is gone."""
+    """What a reader must know to use it when its definition is gone: of an index that goes on
+    answering then.
+    """
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -87,7 +93,11 @@ class Built(msgspec.Struct, frozen=True):
     seq: int
     fresh: int
     name: str = ""
-    about: bytes | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Has it ever come as far as its database was when it was begun?"""
+        return self.seq >= self.fresh
 
 
 class _Changed(msgspec.Struct):
@@ -172,15 +182,28 @@ class IndexFile:
         """All indexes."""
         return [Built(*row) for row in self._writing.execute(_BUILT)]
 
-    def begin(
-        self, db: int, signature: bytes, seq: int, name: str = "", about: bytes | None = None
-    ) -> Built:
+    def used(self) -> list[tuple[int, str, bytes, bytes]]:
+        """(database, design document, signature of the index that answers for it, about)"""
+        return list(self._writing.execute(_USED))
+
+    def use(self, db: int, name: str, num: int, about: bytes) -> None:
+        """From now on this index answers for that design document."""
+        row = (db, name, num, about)
+        with self._writing:
+            self._writing.execute("INSERT OR REPLACE INTO used VALUES (?, ?, ?, ?)", row)
+
+    def disuse(self, db: int, name: str) -> None:
+        """None answers for it any more."""
+        with self._writing:
+            self._writing.execute("DELETE FROM used WHERE db = ? AND name = ?", (db, name))
+
+    def begin(self, db: int, signature: bytes, seq: int, name: str = "") -> Built:
         """An index that was not there before, of a database that now is at ``seq``."""
         with self._writing:
             self._writing.execute(
-                "INSERT OR IGNORE INTO built (db, signature, seq, fresh, name, about)"
-                " VALUES (?, ?, 0, ?, ?, ?)",
-                (db, signature, seq, name, about),
+                "INSERT OR IGNORE INTO built (db, signature, seq, fresh, name)"
+                " VALUES (?, ?, 0, ?, ?)",
+                (db, signature, seq, name),
             )
         rows: Any = self._writing.execute(
             _BUILT + " AND db = ? AND signature = ?", (db, signature)
@@ -268,6 +291,7 @@ class IndexFile:
 
     def _doom(self, num: int) -> None:
         self._writing.execute("UPDATE built SET signature = NULL WHERE num = ?", (num,))
+        self._writing.execute("DELETE FROM used WHERE built = ?", (num,))
 
     def sweep(self) -> bool:
         """Free a little of what retired indexes take; is there more?"""

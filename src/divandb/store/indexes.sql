@@ -6,8 +6,7 @@ CREATE TABLE meta (
 ) WITHOUT ROWID;
 
 -- One row an index of a database: all changes up to `seq` are in it. Until `fresh` no document can have been in it
--- before. Without a signature it is about to be removed. `name` is the design document that it was begun for, `about`
--- what a reader must know to use it when that has changed.
+-- before. Without a signature it is about to be removed. `name` is the design document that it was begun for.
 CREATE TABLE built (
     num       INTEGER PRIMARY KEY AUTOINCREMENT,
     db        INTEGER NOT NULL,
@@ -15,9 +14,18 @@ CREATE TABLE built (
     seq       INTEGER NOT NULL,
     fresh     INTEGER NOT NULL,
     name      TEXT NOT NULL,
-    about     BLOB,
     UNIQUE (db, signature)
 );
+
+-- The index that answers for a design document until another one takes its place; `about` is what a reader must know
+-- to use it when the design document has changed.
+CREATE TABLE used (
+    db    INTEGER NOT NULL,
+    name  TEXT NOT NULL,
+    built INTEGER NOT NULL,
+    about BLOB NOT NULL,
+    PRIMARY KEY (db, name)
+) WITHOUT ROWID;
 
 -- What documents gave: `n` numbers what one of them gave. `number` is the value, where that is a number.
 CREATE TABLE entry (

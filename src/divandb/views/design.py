@@ -1,25 +1,31 @@
 """What a design document holds for the engine: views, and functions by name.
 
     {"_id": "_design/x", "language": "javascript",
-     "views": {"by-age": {"map": "function(doc) { … }", "reduce": "_count"}, "lib": {…}},
+     "views": {"by-age": {"map": "function(doc) { … }", "reduce": "_count",
+                          "options": {"collation": "raw"}},
+               "lib": {…}},
      "options": {"local_seq": true, "include_design": true},
      "filters": {…}, "updates": {…}, "validate_doc_update": "function(…) { … }"}
 
 All views of a design document are one index, known by a signature of their map functions, of what
 these may `require`, and of the options. So each document is mapped once for all of them, and a
-view with another reduce function is the same index.
+view with another reduce function is the same index. One of the same map function with another
+order is a part of its own, as it is in CouchDB.
 """
 
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from divandb.errors import NotFound, NotImplementedHere
+from divandb.mango import keys
 from divandb.mango.index import ENCODING
+from divandb.views import raw
 from divandb.views.engine import Program
+from divandb.views.ranges import Encode
 
 LANGUAGE: Final = "javascript"
 MANGO: Final = "query"
@@ -27,14 +33,34 @@ PART_BYTES: Final = 2
 """What of a key says to which map function it belongs."""
 VIEWS_MAX: Final = 256**PART_BYTES - 1
 LIB: Final = "lib"
+RAW: Final = "raw"
+
+
+class Map(NamedTuple):
+    """A map function, and the order of what it emits."""
+
+    source: str
+    is_raw: bool = False
+    """CouchDB's raw collation?"""
+
+    @property
+    def encoded(self) -> Encode:
+        """How keys are kept."""
+        return raw.encoded if self.is_raw else keys.encoded
+
+    @property
+    def told(self) -> str | list[str]:
+        """What of it makes another index."""
+        return [self.source, RAW] if self.is_raw else self.source
 
 
 class View:
     """One view: the rows of its map function, and how they are reduced."""
 
-    def __init__(self, name: str, number: int, reduce: str | None) -> None:
+    def __init__(self, name: str, number: int, map_: Map, reduce: str | None) -> None:
         self.name = name
         self.part = number.to_bytes(PART_BYTES, "big")
+        self.map = map_
         self.reduce = reduce
 
 
@@ -49,17 +75,17 @@ class Views:
         self.language = document.get("language", LANGUAGE)
         self.options: Mapping[str, Any] = given if isinstance(given, dict) else {}
         self.lib: object = views.get(LIB, {})
-        self.maps: dict[str, str] = {}
-        """source → the name of the first view that has it"""
+        self.maps: dict[Map, str] = {}
+        """map function → the name of the first view that has it"""
         self.views: dict[str, View] = {}
         for name in sorted(views):
             view = views[name]
             if name == LIB or not isinstance(view, dict) or not isinstance(view.get("map"), str):
                 continue
-            source, reduce = view["map"], view.get("reduce")
-            self.maps.setdefault(source, name)
-            number = list(self.maps).index(source)
-            self.views[name] = View(name, number, reduce if isinstance(reduce, str) else None)
+            one, reduce = Map(view["map"], _is_raw(view)), view.get("reduce")
+            self.maps.setdefault(one, name)
+            number = list(self.maps).index(one)
+            self.views[name] = View(name, number, one, reduce if isinstance(reduce, str) else None)
 
     @property
     def is_kept(self) -> bool:
@@ -79,14 +105,14 @@ class Views:
     @cached_property
     def signature(self) -> bytes:
         """16 bytes, the same for what gives the same rows."""
-        told = [ENCODING, list(self.maps), self.lib, self.options]
+        told = [ENCODING, [one.told for one in self.maps], self.lib, self.options]
         packed = orjson.dumps(told, option=orjson.OPT_SORT_KEYS)
         return blake2b(packed, digest_size=16, person=b"views").digest()
 
     @cached_property
     def program(self) -> Program:
         """The map functions, with what they may `require`."""
-        maps = [[name, source] for source, name in self.maps.items()]
+        maps = [[name, one.source] for one, name in self.maps.items()]
         text = orjson.dumps({"design": {"views": {LIB: self.lib}}, "maps": maps}).decode()
         return Program(self.signature, text, self.id)
 
@@ -97,10 +123,8 @@ class Views:
     @cached_property
     def about(self) -> bytes:
         """What ``from_about`` makes the same views of."""
-        reduces = {name: view.reduce for name, view in self.views.items()}
-        sources = {view.part: source for source, view in zip(self.maps, self._firsts, strict=True)}
         views = {
-            name: {"map": sources[view.part], "reduce": reduces[name]}
+            name: {"map": view.map.source, "reduce": view.reduce, **_options(view.map)}
             for name, view in self.views.items()
         }
         return orjson.dumps(
@@ -108,9 +132,14 @@ class Views:
              "views": {**views, LIB: self.lib}}
         )  # fmt: skip
 
-    @property
-    def _firsts(self) -> list[View]:
-        return [self.views[name] for name in self.maps.values()]
+
+def _is_raw(view: Mapping[str, Any]) -> bool:
+    options = view.get("options")
+    return isinstance(options, dict) and options.get("collation") == RAW
+
+
+def _options(one: Map) -> dict[str, Any]:
+    return {"options": {"collation": RAW}} if one.is_raw else {}
 
 
 def check_language(language: object) -> None:

@@ -6,8 +6,9 @@ import msgspec
 
 from divandb.errors import QueryParseError
 from divandb.views.design import View
-from divandb.views.ranges import UNSET, Stretch, all_of, between, of_key
+from divandb.views.ranges import Stretch, all_of, between, of_key
 
+UNSET: Any = msgspec.UNSET
 LIMIT_MAX: Final = 10**15
 MULTI_KEYS: Final = "`keys` is incompatible with `key`, `start_key` and `end_key`"
 
@@ -92,11 +93,17 @@ def stretches(query: Query, view: View) -> list[Stretch]:
     """The parts of the view that are read, in order; raises ``QueryParseError``."""
     if query.keys is not None:
         keys = query.keys[::-1] if query.descending else query.keys
-        return [of_key(view.part, key, descending=query.descending) for key in keys]
+        encoded = view.map.encoded
+        return [of_key(view.part, encoded(key), descending=query.descending) for key in keys]
     if query.start is UNSET and query.end is UNSET:
         return [all_of(view.part, descending=query.descending)]
     found = between(
-        view.part, query.start, query.end, query.start_id, query.end_id,
+        view.part, _encoded(query.start, view), _encoded(query.end, view),
+        query.start_id, query.end_id,
         descending=query.descending, inclusive_end=query.inclusive_end,
     )  # fmt: skip
     return [found]
+
+
+def _encoded(key: Any, view: View) -> bytes | None:
+    return None if key is UNSET else view.map.encoded(key)
