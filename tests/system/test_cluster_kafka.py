@@ -31,7 +31,7 @@ from divandb.cluster import topics, trust
 from divandb.config import BoardAccess, Member
 from tests.running import BOARD, KAFKA, Cluster, clustered, divandb
 from tests.system.load import load
-from tests.system.rights import secret_of
+from tests.system.rights import id_of, secret_of
 from tests.system.test_cluster_documents import (  # noqa: F401 - run here, too
     test_three_thousand_movies_are_complete_and_identical_on_all_nodes,
 )
@@ -78,10 +78,6 @@ def db(request: pytest.FixtureRequest) -> str:
 
 
 # The boards, from outside
-
-
-def id_of(cluster: Cluster) -> str:
-    return trust.keys_of(secret_of(cluster), "", "", "", is_master=False).cluster
 
 
 def access(cluster: Cluster, principal: str) -> BoardAccess:

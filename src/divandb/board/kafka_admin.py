@@ -41,7 +41,12 @@ from divandb.board.base import (
     TopicInfo,
     Unreachable,
 )
-from divandb.board.kafka_client import BATCH_OVERHEAD_BYTES, KafkaBounds, error_of
+from divandb.board.kafka_client import (
+    BATCH_OVERHEAD_BYTES,
+    KafkaBounds,
+    connection_words,
+    error_of,
+)
 
 SCRAM_ROUNDS = 4096
 """Secrets are random: more rounds would only make logging in slower."""
@@ -317,7 +322,7 @@ class Admin:
         elif problem.code() == KafkaError._ALL_BROKERS_DOWN:
             self._is_down = True
         else:
-            self._why_down = problem.str()
+            self._why_down = connection_words(problem, self._settings)
 
     async def _done_by_admin(
         self, asked: "concurrent.futures.Future[Any]", what: str, *harmless: int
