@@ -13,6 +13,7 @@ from deploy.kafka.broker import Broker
 from divandb import provision
 from divandb.board.base import Refused, Unreachable
 from divandb.board.kafka import KafkaBoard
+from divandb.board.kafka_client import KafkaBounds
 from divandb.cli.boards import SILENT
 from divandb.cluster import topics
 from divandb.config import BoardAccess, KafkaAccess, Member, TlsFiles, TopicSettings
@@ -218,6 +219,8 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Broker]]:
     """Three brokers; every test leaves all of them running."""
     with kafka_broker.brokers(tmp_path_factory.mktemp("three"), kafka_broker.planned(3)) as started:
         yield started
+        for one in started:
+            one.kill()  # what they hold is not needed any more
 
 
 def admin_of(brokers: list[Broker]) -> BoardAccess:
@@ -294,11 +297,15 @@ def test_of_three_brokers_one_may_die(three: list[Broker]) -> None:
 
         # With two of three dead nothing counts as published, until one is back.
         await asyncio.to_thread(three[(leader + 1) % 3].kill)
+        hasty = KafkaBoard(admin_of(three), bounds=KafkaBounds(answer_s_max=2.0))
         with pytest.raises(Unreachable):
-            await board.publish(T, 0, [b"200"])
-        for one in (leader, (leader + 1) % 3):
-            three[one].start()
-            await asyncio.to_thread(three[one].await_up)
+            await hasty.publish(T, 0, [b"200"])
+        await hasty.close()
+        dead = [three[leader], three[(leader + 1) % 3]]
+        for one in dead:
+            one.start()
+        for one in dead:
+            await asyncio.to_thread(one.await_up)
         await persist(board, T, b"200")
         check_prefixes(await read_all(board, T), 201)
         await board.close()
