@@ -1,10 +1,16 @@
 """Brokers that are set up otherwise: with TLS, and three of them."""
 
 import asyncio
+import contextlib
+import http.client
+import json
+import os
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,17 +23,19 @@ from divandb.board.kafka_client import KafkaBounds
 from divandb.cli.boards import SILENT
 from divandb.cluster import topics
 from divandb.config import BoardAccess, KafkaAccess, Member, TlsFiles, TopicSettings
-from divandb.configfile import KafkaFile
+from divandb.configfile import KafkaFile, read_node
 from tests.authority import Authority
 from tests.boards import check_prefixes, persist, read_all
-from tests.running import Cluster, clustered, divandb
+from tests.running import COMMAND, POLL_S, STOP_S_MAX, Cluster, basic, clustered, divandb
 from tests.system.js_clients import install
 from tests.system.load import load
 from tests.system.rights import id_of
 from tests.system.test_cluster_documents import MOVIES
 from tests.system.test_cluster_faults import check_went_on
+from tests.system.test_tls import free_port
 from tests.system.wire import faults
 
+ADMIN = "admin:a secret"
 T = "divandb.test.t"
 SEEN_S_MAX = 30.0
 SAFE = TopicSettings(replication_factor=3, min_insync_replicas=2)
@@ -173,21 +181,32 @@ def all_say(cluster: Cluster, node: str, words: str) -> bool:
     return bool(found) and all(one is not None and words in one for one in found)
 
 
-def test_a_certificate_is_a_principal_where_there_are_no_secrets(tmp_path: Path) -> None:
-    """Rights are those of its name, and the broker refuses all else."""
-    trust = Trust(tmp_path)
+@pytest.fixture(scope="module")
+def by_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trust, str]]:
+    """A broker to whom a certificate says who somebody is, and its URL."""
+    folder = tmp_path_factory.mktemp("by-certificate")
+    trust = Trust(folder)
     ensemble = kafka_broker.planned(certificate=trust.broker)
-    members = (Member("m1", "master", "m1", ""), Member("m1-r1", "replica", "m1", ""))
-    cluster = "0" * 32
-    own, others = topics.replicas(cluster, "m1"), topics.masters(cluster)
     settings = {
         **trust.asking,
         "listener_security_protocol_map": "CLIENTS:SSL,CONTROLLER:SASL_PLAINTEXT",
         "listener_name_clients_ssl_principal_mapping_rules": "RULE:^CN=(.*?)$/$1/",
     }
+    with kafka_broker.brokers(folder, ensemble, **settings):
+        yield trust, ensemble.url
+
+
+def test_a_certificate_is_a_principal_where_there_are_no_secrets(
+    by_certificate: tuple[Trust, str],
+) -> None:
+    """Rights are those of its name, and the broker refuses all else."""
+    trust, url = by_certificate
+    members = (Member("m1", "master", "m1", ""), Member("m1-r1", "replica", "m1", ""))
+    cluster = "0" * 32
+    own, others = topics.replicas(cluster, "m1"), topics.masters(cluster)
 
     def access(name: str) -> BoardAccess:
-        return BoardAccess(ensemble.url, name, "", trust.ways("ssl", trust.issue(name)))
+        return BoardAccess(url, name, "", trust.ways("ssl", trust.issue(name)))
 
     async def as_master(board: KafkaBoard) -> None:
         assert await board.publish(others, 0, [b"a"]) == 0
@@ -207,8 +226,96 @@ def test_a_certificate_is_a_principal_where_there_are_no_secrets(tmp_path: Path)
         await opened(access("m1"), as_master)
         await opened(access("m1-r1"), as_replica)
 
-    with kafka_broker.brokers(tmp_path, ensemble, **settings):
-        asyncio.run(body())
+    asyncio.run(body())
+
+
+def test_who_takes_a_slot_over_goes_on_with_the_certificate_of_its_owner(
+    by_certificate: tuple[Trust, str], tmp_path: Path
+) -> None:
+    trust, url = by_certificate
+
+    def shown(name: str, prefix: str = "BOARD") -> dict[str, str]:
+        files = trust.issue(name)
+        return {
+            f"DIVANDB_{prefix}_CERTIFICATE": str(files.certificate),
+            f"DIVANDB_{prefix}_CERTIFICATE_KEY": str(files.certificate_key),
+        }
+
+    files, admin = tmp_path / "files", shown(kafka_broker.ADMIN)
+    given = {"DIVANDB_BOARD_SECURITY": "ssl", "DIVANDB_BOARD_CA": str(trust.authority.certificate)}
+    done = divandb(
+        "up", "--print-config", "--hosts", "127.0.0.1", "--masters", "1", "--replicas", "1",
+        "--port", str(free_port()), "--data", str(tmp_path / "data"), "--admin", ADMIN,
+        "--board", url, "--out", str(files), **given,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = divandb("board", "init", "--config", str(files / "board.toml"), **admin)
+    assert done.returncode == 0, done.stderr
+    with contextlib.ExitStack() as stack:
+        m1 = stack.enter_context(Node(files, "m1", shown("m1")))
+        replica = stack.enter_context(
+            Node(files, "m1-r1", {**shown("m1-r1"), **shown("m1", "SPARE")})
+        )
+        for node in (m1, replica):
+            node.await_true(lambda at=node: at.request("GET", "/_up")[0] == 200)
+        assert replica.request("PUT", "/db")[0] == 201
+        replica.await_true(lambda: replica.request("GET", "/db")[0] == 200)
+        m1.process.kill()
+        replica.await_true(lambda: replica.request("PUT", "/db/later", {"n": 1})[0] == 201)
+        replica.await_true(lambda: replica.status["outbox_rows"] == 0)
+        replica.await_true(lambda: replica.status["board"]["failing"] is None)
+        replica.await_true(lambda: replica.status["board"]["relay_failing"] is None)
+
+
+class Node:
+    """One process, run from its file."""
+
+    def __init__(self, files: Path, name: str, environment: dict[str, str]) -> None:
+        path = files / f"{name}.toml"
+        self.url = read_node(path, environment).config.url
+        self.log = files / f"{name}.log"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "node", "--config", str(path)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, **environment},
+            )  # fmt: skip
+
+    def __enter__(self) -> "Node":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_S_MAX)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and JSON; 0 if nobody answers."""
+        host, port = urlsplit(self.url).hostname or "", urlsplit(self.url).port
+        connection = http.client.HTTPConnection(host, port, timeout=10)
+        headers = {"authorization": basic(ADMIN), "content-type": "application/json"}
+        text = None if body is None else json.dumps(body)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request(method, path, text, headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        return 0, None
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """`GET /_divan/status`."""
+        found: dict[str, Any] = self.request("GET", "/_divan/status")[1]
+        return found
+
+    def await_true(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition()`` holds; an ``AssertionError`` with the log if it does not."""
+        deadline = time.monotonic() + SEEN_S_MAX
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(POLL_S)
 
 
 # Three of them
