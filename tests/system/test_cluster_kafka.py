@@ -447,6 +447,13 @@ def test_without_an_admin_boards_that_are_not_set_up_are_not_started_on(
     assert "m1" in done.stderr and "with DIVANDB_BOARD_ADMIN_SECRET they are set up" in done.stderr
 
 
+def test_without_an_admin_nobody_is_removed_who_would_keep_its_rights(own: Cluster) -> None:
+    done = divandb("remove", "m2-r2", "--data", str(own.data))
+    assert done.returncode == 1
+    assert "it takes an admin: set DIVANDB_BOARD_ADMIN_SECRET" in done.stderr
+    assert own.status_of("m2-r2")["removed"] is False
+
+
 def test_a_cluster_starts_again_while_no_broker_answers(own: Cluster, db: str) -> None:
     assert own.broker is not None
     own.broker.stop()
