@@ -136,7 +136,7 @@ def board_file(known: list[Member], admin: BoardAccess, secret: bytes) -> KafkaF
         admin,
         trust.keys_of(secret, "", "", "", is_master=False).cluster,
         tuple(known),
-        {one.name: trust.board_secret(secret, one.name) for one in known},
+        trust.board_secrets(secret, known),
         TopicSettings(),
     )
 
