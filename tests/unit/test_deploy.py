@@ -13,6 +13,7 @@ import yaml
 
 from deploy import files
 from divandb.cluster import trust
+from divandb.config import BoardAccess, KafkaAccess, TopicSettings
 from divandb.configfile import KafkaFile, NodeFile, read_boards, read_node
 from divandb.layout import planned
 
@@ -117,6 +118,30 @@ def test_every_node_has_its_file_and_knows_where_all_others_are(
         assert board.secrets[spare.principal] == spare.secret
     assert board.admin.principal == files.BOARD_ADMIN
     assert board.admin.secret not in board.secrets.values()
+
+
+def test_how_ones_own_brokers_are_spoken_to_is_taken_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "SECURITY": "sasl_ssl",
+        "MECHANISM": "SCRAM-SHA-512",
+        "CA": "/etc/divandb/kafka/ca.crt",
+        "ADMIN_PRINCIPAL": "operator",
+        "ADMIN_SECRET": "the operator's",
+        "REPLICATION_FACTOR": "3",
+    }
+    for key, value in given.items():
+        monkeypatch.setenv(f"DIVANDB_BOARD_{key}", value)
+    out = made("kubernetes", tmp_path / "kubernetes", "--board", BOARD)
+    board, node = board_of(out / "board.toml"), node_of(out / "m1-r-1.toml").config.board
+    ways = KafkaAccess("sasl_ssl", "SCRAM-SHA-512", Path("/etc/divandb/kafka/ca.crt"))
+    assert board.admin == BoardAccess(BOARD, "operator", "the operator's", ways)
+    assert board.topics == TopicSettings(replication_factor=3)
+    assert node == BoardAccess(BOARD, "m1-r1", board.secrets["m1-r1"], ways)
+    # Those of Compose are its own.
+    out = made("compose", tmp_path / "compose")
+    assert board_of(out / "board.toml").admin.kafka == KafkaAccess()
 
 
 def test_the_files_of_a_larger_cluster_have_the_same_secrets(tmp_path: Path) -> None:
