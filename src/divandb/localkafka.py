@@ -132,7 +132,7 @@ def properties(
         "allow.everyone.if.no.acl.found": "false",
         "auto.create.topics.enable": "false",
         # After kill -9 it may come back when its last session is over.
-        "broker.session.timeout.ms": "4000",
+        "broker.session.timeout.ms": "2000",
         "broker.heartbeat.interval.ms": "500",
         # It is small.
         "log.dirs": str(folder / "data"),

@@ -85,7 +85,7 @@ async def test_what_was_purged_comes_late_or_never_but_nothing_comes_too_early(
     board = await made(kafka, HASTY)
     for number in range(20):
         await board.publish(T, 0, [b"%d" % number])
-    stopped = asyncio.create_task(_stopped_for(kafka.broker, 4.0))
+    stopped = asyncio.create_task(_stopped_for(kafka.broker, 2.5))
     for number in range(20, 200):
         await persist(board, T, b"%d" % number)
     await stopped

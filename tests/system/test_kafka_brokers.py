@@ -387,34 +387,30 @@ def has_gone_on(cluster: Cluster, before: dict[str, list[int]]) -> bool:
     return all(new > old for at in before for old, new in zip(before[at], after[at], strict=True))
 
 
-@pytest.mark.timeout_s(400)
-def test_of_three_brokers_one_may_die(three: list[Broker]) -> None:
-    """Three copies of each partition, two of which must have a message."""
+@pytest.mark.timeout_s(240)
+def test_with_two_of_three_brokers_dead_nothing_counts_as_published(three: list[Broker]) -> None:
+    """Until one of them is back; and what did count before is there."""
 
     async def body() -> None:
         board = KafkaBoard(admin_of(three), topics=SAFE)
         await board.create_topic(T, 1, {})
         assert await board.admin.copies(T) == 3
-        leader = await leader_of(board, T)
-        for number in range(200):
-            if number == 100:
-                await asyncio.to_thread(three[leader].kill)
+        for number in range(100):
             await persist(board, T, b"%d" % number)
-        check_prefixes(await read_all(board, T), 200)
-
-        # With two of three dead nothing counts as published, until one is back.
-        await asyncio.to_thread(three[(leader + 1) % 3].kill)
+        leader = await leader_of(board, T)
+        dead = [one for number, one in enumerate(three) if number != leader]
+        for one in dead:
+            await asyncio.to_thread(one.kill)
         hasty = KafkaBoard(admin_of(three), bounds=KafkaBounds(answer_s_max=2.0))
         with pytest.raises(Unreachable):
-            await hasty.publish(T, 0, [b"200"])
+            await hasty.publish(T, 0, [b"100"])
         await hasty.close()
-        dead = [three[leader], three[(leader + 1) % 3]]
         for one in dead:
             one.start()
         for one in dead:
             await asyncio.to_thread(one.await_up)
-        await persist(board, T, b"200")
-        check_prefixes(await read_all(board, T), 201)
+        await persist(board, T, b"100")
+        check_prefixes(await read_all(board, T), 101)
         await board.close()
 
     asyncio.run(body())
