@@ -92,6 +92,7 @@ class Admin:
         self._login_problem: BoardError | None = None
         self._is_down = False
         self._is_closed = False
+        self._clients_made = 0
         self._why_down = ""
         self._leaving: set[asyncio.Future[None]] = set()
 
@@ -332,6 +333,7 @@ class Admin:
     def _asking(self) -> AdminClient:
         if self._client is None:
             self._client = AdminClient(self._settings | {"error_cb": self._on_error})
+            self._clients_made += 1
         self._client.poll(0)
         # What was told before is old news.
         self._login_problem, self._is_down = None, False
@@ -352,14 +354,17 @@ class Admin:
         until = loop.time() + self._wait_s
         while not self._is_closed:
             wait_s = min(ATTEMPT_S, max(until - loop.time(), LOOK_S))
-            client, began = self._asking(), loop.time()
+            asked = ask(self._asking(), wait_s)
+            # No name for the client here: who lets go of it lets go of the last reference.
+            number, began = self._clients_made, loop.time()
             try:
-                return await self._answer(ask(client, wait_s), what, wait_s=wait_s)
+                return await self._answer(asked, what, wait_s=wait_s)
             except Unreachable:
-                is_stale = self._client is not client or loop.time() - began >= wait_s
+                is_given_up = self._client is None or self._clients_made != number
+                is_stale = is_given_up or loop.time() - began >= wait_s
                 if self._is_down or not is_stale or loop.time() >= until:
                     raise
-                if self._client is client:
+                if not is_given_up:
                     self._let_go()
         raise Unreachable("The client is closed.")
 
