@@ -1,6 +1,7 @@
 """What only the boards on Kafka have: sessions, brokers that come and go, rights, logins."""
 
 import asyncio
+import contextlib
 import random
 import signal
 import threading
@@ -318,6 +319,7 @@ def threads() -> set[str]:
     """librdkafka's threads, and those that wait for them."""
     found = set()
     for thread in Path("/proc/self/task").iterdir():
-        if (thread / "comm").read_text().startswith("rdk:"):
-            found.add(thread.name)
+        with contextlib.suppress(OSError):  # it may end just now
+            if (thread / "comm").read_text().startswith("rdk:"):
+                found.add(thread.name)
     return found | {str(one.native_id) for one in threading.enumerate() if "kafka" in one.name}
