@@ -4,7 +4,8 @@
     python -m deploy.files kubernetes --board kafka://h1:9092   -> deploy/kubernetes/secrets
 
 Run it again for more nodes, or with other options: `secret`, `admin` and the brokers' stay. All
-nodes listen on the same port, each at an address of its own.
+nodes listen on the same port, each at an address of its own. How brokers of your own are spoken to,
+and how topics are made there, is taken from the environment (`DIVANDB_BOARD_SECURITY` and so on).
 """
 
 import argparse
@@ -19,7 +20,7 @@ from divandb import datadir, hosts
 from divandb.clock import SystemRng
 from divandb.cluster import trust
 from divandb.config import BoardAccess, Limits, Member, TopicSettings
-from divandb.configfile import BOARD_ADMIN, KafkaFile, kafka_text, node_text
+from divandb.configfile import BOARD_ADMIN, KafkaFile, kafka_given, kafka_text, node_text
 from divandb.datadir import PlannedNode
 from divandb.layout import planned
 
@@ -69,16 +70,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     is_compose = given.target == "compose"
-    board = given.board or (board_url() if is_compose else None)
-    if board is None:
+    if not given.board and not is_compose:
         parser.error("--board is missing: where are the Event Boards?")
     os.umask(0o077)
     out = given.out or HERE / given.target / "secrets"
     out.mkdir(parents=True, exist_ok=True)
+    url, environment = (given.board, os.environ) if given.board else (board_url(), {})
     texts = node_files(
         TARGETS[given.target],
         planned(given.masters, given.replicas),
-        board,
+        boards_at(url, kept_secret(out), environment),
         kept_secret(out),
         kept_admin(out),
         with_tls=given.tls,
@@ -103,10 +104,23 @@ def kept_admin(out: Path) -> str:
     return datadir.make_admin(out, SystemRng())
 
 
+def boards_at(
+    url: str, secret: bytes, environment: Mapping[str, str]
+) -> tuple[BoardAccess, TopicSettings]:
+    """The admin of boards on Kafka, and how topics are made, as the environment says. An admin with
+    no secret there has one of the cluster's.
+    """
+    admin, settings = kafka_given(url, environment)
+    if admin.kafka.has_sasl and not admin.secret:
+        derived = trust.board_secret(secret, BOARD_ADMIN)
+        admin = dataclasses.replace(admin, principal=BOARD_ADMIN, secret=derived)
+    return admin, settings
+
+
 def node_files(
     target: Target,
     nodes: list[PlannedNode],
-    board: str,
+    boards: tuple[BoardAccess, TopicSettings],
     secret: bytes,
     admin: str,
     *,
@@ -114,15 +128,15 @@ def node_files(
 ) -> Mapping[str, str]:
     """File name → text: of each node, and `board.toml` for `divandb board init`."""
     tls = hosts.tls_in(TLS) if with_tls else hosts.PLAIN
-    boards = BoardAccess(board, BOARD_ADMIN, trust.board_secret(secret, BOARD_ADMIN))
+    admin_access, settings = boards
     known = [
         Member(one.name, one.role, one.slot, hosts.url_of(target.host_of(one.name), PORT, tls))
         for one in nodes
     ]
-    return {"board.toml": kafka_text(board_file(known, boards, secret))} | {
+    return {"board.toml": kafka_text(board_file(known, admin_access, settings, secret))} | {
         f"{target.file_of(one.name)}.toml": node_text(
             hosts.node_file(
-                secret, one, known, hosts.nobody(boards), host=hosts.ALL_ADDRESSES,
+                secret, one, known, hosts.nobody(admin_access), host=hosts.ALL_ADDRESSES,
                 node_port=PORT, port=None, data=DATA, admin=admin, limits=Limits(), tls=tls,
             )
         )
@@ -130,14 +144,16 @@ def node_files(
     }  # fmt: skip
 
 
-def board_file(known: list[Member], admin: BoardAccess, secret: bytes) -> KafkaFile:
+def board_file(
+    known: list[Member], admin: BoardAccess, settings: TopicSettings, secret: bytes
+) -> KafkaFile:
     """What the topics, principals and rights are made from."""
     return KafkaFile(
         admin,
         trust.keys_of(secret, "", "", "", is_master=False).cluster,
         tuple(known),
-        {one.name: trust.board_secret(secret, one.name) for one in known},
-        TopicSettings(),
+        trust.board_secrets(secret, known),
+        settings,
     )
 
 

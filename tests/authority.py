@@ -17,12 +17,14 @@ class Authority:
         self._key = folder / "ca.key"
         _req("-subj", "/CN=tests", "-keyout", self._key, "-out", self.certificate)
 
-    def issue(self, folder: Path, host: str = "127.0.0.1") -> TlsFiles:
-        """A certificate for an address, with its key and this authority's, in a folder."""
+    def issue(self, folder: Path, host: str = "127.0.0.1", name: str = "node") -> TlsFiles:
+        """A certificate for an address and a name, with its key and this authority's, in a
+        folder.
+        """
         folder.mkdir(exist_ok=True)
         files = TlsFiles(folder / "tls.crt", folder / "tls.key", folder / "ca.crt")
         _req(
-            "-subj", "/CN=node", "-addext", f"subjectAltName=IP:{host}",
+            "-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{host}",
             "-addext", "basicConstraints=critical,CA:FALSE",
             "-CA", self.certificate, "-CAkey", self._key,
             "-keyout", folder / "tls.key", "-out", folder / "tls.crt",

@@ -26,6 +26,8 @@ POLL_S = 0.02
 ALIKE_POLL_S = 0.1
 BOARD = "board"
 EMBEDDED, KAFKA = "embedded", "kafka"
+CHOSEN = os.environ.get("DIVANDB_TEST_BOARD", EMBEDDED)
+"""Where clusters have their boards unless a test says so."""
 COMMAND = [sys.executable, "-m", "divandb"]
 
 
@@ -337,21 +339,22 @@ def clustered(
     *options: str,
     masters: int = 3,
     replicas: int = 3,
-    board: str = os.environ.get("DIVANDB_TEST_BOARD", EMBEDDED),
+    board: str | Broker = CHOSEN,
     **environment: str,
 ) -> Iterator[Cluster]:
-    """A cluster in ``folder`` that is stopped at the end. ``board``: ``EMBEDDED``, or ``KAFKA``
-    with a broker of its own.
+    """A cluster in ``folder`` that is stopped at the end. ``board``: ``EMBEDDED``, ``KAFKA`` with a
+    broker of its own, or a broker that runs already.
     """
     cluster = Cluster(folder, masters, replicas)
     cluster.environment = environment
     with contextlib.ExitStack() as stack:
         if board == KAFKA:
             ensemble = kafka_broker.planned()
-            (broker,) = stack.enter_context(
+            (board,) = stack.enter_context(
                 kafka_broker.brokers(folder, ensemble, log_retention_check_interval_ms="500")
             )
-            cluster.use(broker)
+        if isinstance(board, Broker):
+            cluster.use(board)
         running = stack.enter_context(started(cluster, *options))
         # Checking the password at each of twelve nodes would take longer than most tests.
         path = "/_node/_local/_config/chttpd_auth/iterations"

@@ -321,6 +321,8 @@ class Config:
     """For the other role, if the slot's owner changes; ``None`` at a replica: it takes the slot
     over only while another master lives that grants it.
     """
+    spare_certificate: TlsFiles = TlsFiles()
+    """What it shows then to brokers for whom a certificate is a principal."""
     tls: TlsFiles = TlsFiles()
     seeds: tuple[Member, ...] = ()
     """Members that are asked first; they name the others."""

@@ -235,6 +235,7 @@ def node_from(
     tls = _tls(top, top.path("ca", None))
     # A slot's principal has the slot's name, whoever holds it.
     board = _board_access(top, slot if role == MASTER else node_name)
+    spare, spare_certificate = _spare(top, role)
     found = NodeFile(
         Config(
             data=top.path("data"),
@@ -246,7 +247,8 @@ def node_from(
             admin=top.admin("admin"),
             board=board,
             keys=_keys(top, role) if board is not None or top.has("keys") else Keys(),
-            spare=_spare(top, role),
+            spare=spare,
+            spare_certificate=spare_certificate,
             tls=tls,
             seeds=tuple(one for one in _members(top) if one.name != node_name),
             limits=limits,
@@ -312,11 +314,12 @@ def _keys(top: "_Table", role: str) -> Keys:
     return found
 
 
-def _spare(top: "_Table", role: str) -> Spare | None:
+def _spare(top: "_Table", role: str) -> tuple[Spare | None, TlsFiles]:
     spare = top.table("spare", SPARE_PREFIX)
+    certificate = _tls(spare, None)
     if not spare.has_secret("token"):
         spare.end()
-        return None
+        return None, certificate
     masters = spare.hexadecimal("masters", 2 * KEY_BYTES) if role == REPLICA else ""
     found = Spare(
         spare.secret("token"),
@@ -325,7 +328,7 @@ def _spare(top: "_Table", role: str) -> Spare | None:
         spare.principal_secret("secret"),
     )
     spare.end()
-    return found
+    return found, certificate
 
 
 def _members(top: "_Table") -> list[Member]:
@@ -774,8 +777,10 @@ def node_text(file: NodeFile) -> str:
         parts.append(f"[board]\n{_pairs(_access_keys(config.board))}")
     if config.keys.token:
         parts.append(f"[keys]\n{_pairs(dataclasses.asdict(config.keys))}")
-    if config.spare is not None:
-        parts.append(f"[spare]\n{_pairs(dataclasses.asdict(config.spare))}")
+    spare = {} if config.spare is None else dataclasses.asdict(config.spare)
+    spare |= _tls_values(config.spare_certificate)
+    if spare:
+        parts.append(f"[spare]\n{_pairs(spare)}")
     parts += _limits_text((config.limits, Limits()))
     parts += [f"[[members]]\n{_pairs(dataclasses.asdict(one))}" for one in config.seeds]
     return "\n".join(parts)

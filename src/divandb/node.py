@@ -50,8 +50,8 @@ READ_BYTES_MAX = 256 * 1024
 READ_WAIT_S = 5.0
 LOOK_FOR_SLOTS_S = 2.0
 """So often a master looks whether there are new slots."""
-LOOK_AT_LIMITS_S = 10.0
-"""So often, how large messages may be."""
+LOOK_AT_LIMITS_S = 10
+"""So often, how large messages may be; each second while something cannot be published."""
 TELL_PLACE_S = 1.0
 """So often a master tells its replicas how far it has come."""
 TIDY_S = 1.0
@@ -158,6 +158,12 @@ class Role:
                     await asyncio.sleep(POLL_S)
                 return True
         return False
+
+    @property
+    def is_held_up(self) -> bool:
+        """Does a board take nothing just now?"""
+        faults = [one.failing for one in (self.publisher, self.relay) if one is not None]
+        return any(one is not None for one in faults)
 
     def leave(self) -> None:
         """Nothing of it runs any more."""
@@ -385,7 +391,10 @@ async def _watch_limits(parts: Parts, role: Role, boards: _Boards) -> None:
                 role.small.pop(topic, None)
         publisher.message_bytes_max = min([wanted, *role.small.values()])
         estate.message_bytes_max = publisher.message_bytes_max
-        await asyncio.sleep(LOOK_AT_LIMITS_S)
+        for _ in range(LOOK_AT_LIMITS_S):
+            await asyncio.sleep(1.0)
+            if role.is_held_up:
+                break
 
 
 async def _follow_slots(parts: Parts, role: Role, boards: _Boards) -> None:

@@ -139,7 +139,14 @@ class Tenure:
     @property
     def board(self) -> BoardAccess | None:
         """How it opens the boards in this role."""
-        board, spare = self._config.board, self._spare
+        board, spare, shown = self._config.board, self._spare, self._config.spare_certificate
         if self.role == self._config.role or spare is None or board is None:
             return board
-        return dataclasses.replace(board, principal=spare.principal, secret=spare.secret)
+        kafka = board.kafka
+        if shown.certificate is not None:
+            kafka = dataclasses.replace(
+                kafka, certificate=shown.certificate, certificate_key=shown.certificate_key
+            )
+        return dataclasses.replace(
+            board, principal=spare.principal, secret=spare.secret, kafka=kafka
+        )

@@ -18,6 +18,11 @@ def secret_of(cluster: Cluster) -> bytes:
     return bytes.fromhex((cluster.data / "secret").read_text().strip())
 
 
+def id_of(cluster: Cluster) -> str:
+    """The cluster's id, which is in the names of topics."""
+    return trust.keys_of(secret_of(cluster), "", "", "", is_master=False).cluster
+
+
 class BoardClient:
     """The boards, with a principal's credentials; answers are HTTP's statuses."""
 

@@ -31,7 +31,7 @@ from divandb.cluster import topics, trust
 from divandb.config import BoardAccess, Member
 from tests.running import BOARD, KAFKA, Cluster, clustered, divandb
 from tests.system.load import load
-from tests.system.rights import secret_of
+from tests.system.rights import id_of, secret_of
 from tests.system.test_cluster_documents import (  # noqa: F401 - run here, too
     test_three_thousand_movies_are_complete_and_identical_on_all_nodes,
 )
@@ -78,10 +78,6 @@ def db(request: pytest.FixtureRequest) -> str:
 
 
 # The boards, from outside
-
-
-def id_of(cluster: Cluster) -> str:
-    return trust.keys_of(secret_of(cluster), "", "", "", is_master=False).cluster
 
 
 def access(cluster: Cluster, principal: str) -> BoardAccess:
@@ -146,13 +142,20 @@ def write_at_all(cluster: Cluster, db: str, text: str = "x") -> None:
 
 
 def test_a_broker_killed_under_load_costs_nothing(cluster: Cluster, db: str) -> None:
+    assert cluster.broker is not None
     with load(cluster, db, ["m1", "m2", "m3-r1", "m1-r2", None]) as busy:
-        for _ in range(2):
-            time.sleep(1.0)
-            cluster.kill(BOARD)
+        time.sleep(1.0)
+        cluster.kill(BOARD)
+        time.sleep(1.0)
+        cluster.broker.kill()
+        for name in ("m1", "m2-r1"):
+            cluster.await_true(lambda at=name: bool(failures(cluster, at)), SEEN_S_MAX)
+        cluster.broker.start()
+        cluster.broker.await_up()
         time.sleep(1.0)
     cluster.await_converged()
     busy.check()
+    cluster.await_true(lambda: all_well(cluster), SEEN_S_MAX)
     assert boards(cluster, "check").returncode == 0
 
 
@@ -227,7 +230,7 @@ def test_topics_that_are_deleted_and_made_again_lose_nothing(own: Cluster, db: s
     write_at_all(own, db)
     names = list(topics.layout(id_of(own), members(own)))
     before = {topic: described(own, topic).identity for topic in names}
-    with load(own, db, ["m1", "m2-r1"]):
+    with load(own, db, ["m1", "m2-r1"]) as busy:
         admin = admin_of(own)
         for done in admin.delete_topics(names).values():
             done.result(10)
@@ -240,6 +243,7 @@ def test_topics_that_are_deleted_and_made_again_lose_nothing(own: Cluster, db: s
         own.await_true(lambda: all_well(own), SEEN_S_MAX)
     write_at_all(own, db)
     own.await_converged()
+    busy.check()
     assert all(described(own, topic).identity != before[topic] for topic in names)
     for node in own.nodes:
         for reading in own.status_of(node)["board"]["reading"].values():
@@ -378,6 +382,24 @@ def test_a_smaller_limit_is_told_and_larger_documents_go_in_pieces(own: Cluster,
     own.await_true(lambda: own.status_of("m1")["board"]["small"] == {}, SEEN_S_MAX)
 
 
+def test_a_smaller_limit_is_told_at_the_start_before_there_is_a_large_document(
+    own: Cluster,
+) -> None:
+    """By `divandb up`, which looks at the boards first, and by the nodes themselves."""
+    names = [topics.masters(id_of(own)), topics.replicas(id_of(own), "m1")]
+    for topic in names:
+        alter(own, topic, max_message_bytes=400 * KIB)
+    before = len(own.log.read_text())
+    own.restart()
+    own.await_true(lambda: set(own.status_of("m1")["board"]["small"]) == set(names), SEEN_S_MAX)
+    said = own.log.read_text()[before:]
+    for topic in names:
+        assert f"divandb: {topic}: takes messages of {399 * KIB} bytes, not {1024 * KIB}" in said
+        assert f"m1 small messages only topic={topic} limit={399 * KIB}" in said
+    for topic in names:  # which nodes notice in the next ten seconds
+        alter(own, topic, max_message_bytes=1025 * KIB)
+
+
 def test_refused_credentials_are_told_and_cost_nothing(own: Cluster, db: str) -> None:
     """The secret of a master and of a replica are changed behind their backs."""
 
@@ -423,6 +445,13 @@ def test_without_an_admin_boards_that_are_not_set_up_are_not_started_on(
     done = divandb("up", *place, "--board", own.broker.ensemble.url)
     assert done.returncode == 1
     assert "m1" in done.stderr and "with DIVANDB_BOARD_ADMIN_SECRET they are set up" in done.stderr
+
+
+def test_without_an_admin_nobody_is_removed_who_would_keep_its_rights(own: Cluster) -> None:
+    done = divandb("remove", "m2-r2", "--data", str(own.data))
+    assert done.returncode == 1
+    assert "it takes an admin: set DIVANDB_BOARD_ADMIN_SECRET" in done.stderr
+    assert own.status_of("m2-r2")["removed"] is False
 
 
 def test_a_cluster_starts_again_while_no_broker_answers(own: Cluster, db: str) -> None:

@@ -16,6 +16,7 @@ from divandb.cluster import trust
 from divandb.config import BoardAccess
 from divandb.localkafka import JARS, LOCAL
 from tests.running import Cluster, divandb, started
+from tests.system.wire import faults
 
 BROKER = "kafka"
 pytestmark = pytest.mark.timeout_s(240)
@@ -29,6 +30,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with started(cluster):
         yield cluster
         assert cluster.stop() == 0
+        assert faults(cluster) == ""
 
 
 def wrote(cluster: Cluster, db: str) -> None:

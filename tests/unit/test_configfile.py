@@ -83,6 +83,7 @@ def in_cluster(role: str = "replica", name: str = "m1-r1") -> NodeFile:
         board=BoardAccess("http://h1:6984", name, PRINCIPAL),
         keys=keys,
         spare=trust.spare_of(SECRET, Member(name, role, "m1", "")),
+        spare_certificate=TlsFiles(Path("/spare.crt"), Path("/spare.key")),
         tls=TLS,
         seeds=(Member("m2", "master", "m2", "http://h2:6987", "eu-2"),),
     )

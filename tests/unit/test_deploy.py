@@ -13,6 +13,7 @@ import yaml
 
 from deploy import files
 from divandb.cluster import trust
+from divandb.config import BoardAccess, KafkaAccess, TopicSettings
 from divandb.configfile import KafkaFile, NodeFile, read_boards, read_node
 from divandb.layout import planned
 
@@ -112,8 +113,35 @@ def test_every_node_has_its_file_and_knows_where_all_others_are(
         assert file.config.board is not None
         assert file.config.board == board.access(file.config.member)
         assert file.config.keys.cluster == board.cluster
+        spare = file.config.spare  # a master comes back as a replica, and has to log in as one
+        assert spare is not None
+        assert board.secrets[spare.principal] == spare.secret
     assert board.admin.principal == files.BOARD_ADMIN
     assert board.admin.secret not in board.secrets.values()
+
+
+def test_how_ones_own_brokers_are_spoken_to_is_taken_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "SECURITY": "sasl_ssl",
+        "MECHANISM": "SCRAM-SHA-512",
+        "CA": "/etc/divandb/kafka/ca.crt",
+        "ADMIN_PRINCIPAL": "operator",
+        "ADMIN_SECRET": "the operator's",
+        "REPLICATION_FACTOR": "3",
+    }
+    for key, value in given.items():
+        monkeypatch.setenv(f"DIVANDB_BOARD_{key}", value)
+    out = made("kubernetes", tmp_path / "kubernetes", "--board", BOARD)
+    board, node = board_of(out / "board.toml"), node_of(out / "m1-r-1.toml").config.board
+    ways = KafkaAccess("sasl_ssl", "SCRAM-SHA-512", Path("/etc/divandb/kafka/ca.crt"))
+    assert board.admin == BoardAccess(BOARD, "operator", "the operator's", ways)
+    assert board.topics == TopicSettings(replication_factor=3)
+    assert node == BoardAccess(BOARD, "m1-r1", board.secrets["m1-r1"], ways)
+    # Those of Compose are its own.
+    out = made("compose", tmp_path / "compose")
+    assert board_of(out / "board.toml").admin.kafka == KafkaAccess()
 
 
 def test_the_files_of_a_larger_cluster_have_the_same_secrets(tmp_path: Path) -> None:
@@ -195,6 +223,28 @@ def test_each_compose_node_runs_its_own_file_on_its_own_volume() -> None:
         program = service["healthcheck"]["test"][-1]
         ast.parse(program)
         assert f":{files.PORT}/_up" in program
+
+
+def test_compose_builds_the_image_once_and_takes_it_from_nobody_else() -> None:
+    """Several builds of one image at a time get in each other's way."""
+    services = composed()["services"]
+    assert [name for name, one in services.items() if "build" in one] == ["board-init"]
+    build = services["board-init"]["build"]
+    root = (COMPOSE / build["context"]).resolve()
+    assert root == ROOT and (root / build["dockerfile"]).exists()
+    for name in [*NODES, "board-init"]:
+        assert (services[name]["image"], services[name]["pull_policy"]) == ("divandb", "never")
+
+
+def test_compose_sets_the_boards_up_when_all_brokers_serve_and_waits_for_the_end_of_it() -> None:
+    """`up --wait` takes a service that ends for a failure unless another one waits for its end."""
+    services = composed()["services"]
+    begins = {name: {"condition": "service_healthy"} for name in files.broker_names()}
+    assert services["board-init"]["depends_on"] == begins
+    ends = {"board-init": {"condition": "service_completed_successfully"}}
+    assert services["proxy"]["depends_on"] == ends
+    lasting = [one["restart"] for name, one in services.items() if name != "board-init"]
+    assert set(lasting) == {"unless-stopped"}
 
 
 def test_each_compose_broker_has_its_own_settings() -> None:

@@ -81,6 +81,15 @@ def test_without_jars_or_java_it_says_what_is_missing(
     assert localkafka.jars_of(given) == tmp_path
 
 
+def test_an_archive_of_classes_is_used_if_there_is_one(tmp_path: Path) -> None:
+    archive = tmp_path / localkafka.ARCHIVE
+    option = f"-XX:SharedArchiveFile={archive}"
+    assert option not in localkafka.java(tmp_path, "kafka.Kafka")
+    archive.touch()
+    command = localkafka.java(tmp_path, "kafka.Kafka", "x")
+    assert command.index(option) < command.index("kafka.Kafka") < command.index("x")
+
+
 def test_a_broker_refuses_by_default_and_listens_on_loopback_alone(tmp_path: Path) -> None:
     ensemble = Ensemble("k" * 22, "s", (Place(1, 9092, 9093),))
     text = localkafka.properties(tmp_path, ensemble, ensemble.places[0], {"log.dirs": "/d"})

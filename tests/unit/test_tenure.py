@@ -1,12 +1,23 @@
 """Who owns a slot, whatever the order in which nodes hear of it."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divandb.config import MASTER, REPLICA, BoardAccess, Config, Keys, Member, Spare
+from divandb.config import (
+    MASTER,
+    REPLICA,
+    BoardAccess,
+    Config,
+    KafkaAccess,
+    Keys,
+    Member,
+    Spare,
+    TlsFiles,
+)
 from divandb.tenure import Owner, Tenure, outranks
 
 OWNERS = st.builds(
@@ -68,6 +79,20 @@ def test_who_takes_a_slot_over_shows_what_an_owner_shows() -> None:
     assert (tenure.keys.token, tenure.keys.masters) == (SPARE.token, SPARE.masters)
     assert tenure.board == BoardAccess("http://board", "m1", "secret of m1")
     assert tenure.member == Member("m1-r1", MASTER, "m1", "http://m1-r1")
+
+
+def test_who_takes_a_slot_over_shows_brokers_the_certificate_of_an_owner() -> None:
+    own, owners = Path("own.crt"), TlsFiles(Path("owner.crt"), Path("owner.key"))
+    access = BoardAccess("kafka://h:1", "m1-r1", "", KafkaAccess("ssl", certificate=own))
+    replica = dataclasses.replace(config("m1-r1", REPLICA, SPARE), board=access)
+    for files, shown in ((TlsFiles(), own), (owners, owners.certificate)):
+        tenure = Tenure(dataclasses.replace(replica, spare_certificate=files), {})
+        assert tenure.board == access
+        tenure.learn({"m1": Owner(1, "m1-r1")})
+        assert tenure.board is not None
+        assert tenure.board.kafka == dataclasses.replace(
+            access.kafka, certificate=shown, certificate_key=files.certificate_key
+        )
 
 
 def test_without_an_owners_credentials_nobody_is_one() -> None:

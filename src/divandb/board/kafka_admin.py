@@ -41,7 +41,12 @@ from divandb.board.base import (
     TopicInfo,
     Unreachable,
 )
-from divandb.board.kafka_client import BATCH_OVERHEAD_BYTES, KafkaBounds, error_of
+from divandb.board.kafka_client import (
+    BATCH_OVERHEAD_BYTES,
+    KafkaBounds,
+    connection_words,
+    error_of,
+)
 
 SCRAM_ROUNDS = 4096
 """Secrets are random: more rounds would only make logging in slower."""
@@ -49,6 +54,10 @@ LOOK_S = 0.05
 """So often it is looked whether a change can be seen, and whether a login was refused."""
 DOWN_S = 1.0
 """While no broker can be reached, an answer is waited for no longer than that."""
+ATTEMPT_S = 2.0
+"""A question that has no answer for so long is asked again, by a client that knows nothing of old:
+one that waits for a dead broker does not ask for another one.
+"""
 GROUPS = "divandb."
 """How the names of all consumer groups begin: they are looked up, and never joined."""
 _ANY: Any = None
@@ -57,6 +66,8 @@ _SCRAM = {
     "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512,
 }
 _STALE = {KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE}
+_Question = Callable[[AdminClient, float], "concurrent.futures.Future[Any]"]
+"""Asks a client, to be answered within seconds."""
 _RIGHTS = {Right.READ: AclOperation.READ, Right.WRITE: AclOperation.WRITE}
 
 
@@ -80,11 +91,14 @@ class Admin:
         self._cluster: str | None = None
         self._login_problem: BoardError | None = None
         self._is_down = False
+        self._is_closed = False
+        self._clients_made = 0
         self._why_down = ""
         self._leaving: set[asyncio.Future[None]] = set()
 
     async def close(self) -> None:
         """Let go of the client."""
+        self._is_closed = True
         self._let_go()
         if self._leaving:
             await asyncio.wait(self._leaving)
@@ -137,8 +151,12 @@ class Admin:
     async def topic_settings(self, topic: str) -> dict[str, str]:
         """A topic's own settings, with the defaults of its brokers."""
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-        asked = self._asking().describe_configs([resource], request_timeout=self._wait_s)
-        found = await self._answer(asked[resource], f"read the settings of {topic}")
+        found = await self._asked(
+            lambda client, wait_s: client.describe_configs([resource], request_timeout=wait_s)[
+                resource
+            ],
+            f"read the settings of {topic}",
+        )
         return {name: entry.value for name, entry in found.items()}
 
     async def operations(self, topic: str) -> set[str]:
@@ -148,10 +166,7 @@ class Admin:
 
     async def brokers(self) -> int:
         """How many brokers the cluster has."""
-        found = await self._answer(
-            self._asking().describe_cluster(request_timeout=self._wait_s), "read the cluster"
-        )
-        return len(found.nodes)
+        return len((await self._described_cluster()).nodes)
 
     async def copies(self, topic: str) -> int:
         """How many replicas each partition has, the fewest counted."""
@@ -161,29 +176,42 @@ class Admin:
     async def _described(
         self, topic: str, right: Right = Right.READ, *, operations: bool = False
     ) -> TopicDescription:
-        asked = self._asking().describe_topics(
-            TopicCollection([topic]),
-            include_authorized_operations=operations,
-            request_timeout=self._wait_s,
+        found: TopicDescription = await self._asked(
+            lambda client, wait_s: client.describe_topics(
+                TopicCollection([topic]),
+                include_authorized_operations=operations,
+                request_timeout=wait_s,
+            )[topic],
+            f"{right} {topic}",
         )
-        found: TopicDescription = await self._answer(asked[topic], f"{right} {topic}")
         return found
+
+    async def _described_cluster(self) -> Any:
+        return await self._asked(
+            lambda client, wait_s: client.describe_cluster(request_timeout=wait_s),
+            "read the cluster",
+        )
 
     async def _identity(self, known: TopicDescription) -> str:
         """A new one each time that a topic is made."""
         if self._cluster is None:
-            found = await self._answer(
-                self._asking().describe_cluster(request_timeout=self._wait_s), "read the cluster"
-            )
-            self._cluster = found.cluster_id
+            self._cluster = (await self._described_cluster()).cluster_id
         return f"{self._cluster}/{known.topic_id}"
 
     async def _offsets(self, places: Sequence[TopicPartition], which: OffsetSpec) -> list[int]:
-        asked = self._asking().list_offsets(
-            dict.fromkeys(places, which), request_timeout=self._wait_s
+        return list(await asyncio.gather(*(self._offset(place, which) for place in places)))
+
+    async def _offset(self, place: TopicPartition, which: OffsetSpec) -> int:
+        what = f"read {place.topic}"
+        found = await self._asked(
+            lambda client, wait_s: client.list_offsets({place: which}, request_timeout=wait_s)[
+                place
+            ],
+            what,
         )
-        what = f"read {places[0].topic}"
-        return [(await self._answer(asked[place], what)).offset for place in places]
+        if found.offset < 0:  # what librdkafka says while nobody leads the partition
+            raise Unreachable(f"{self._who} could not {what}: nobody knows its offsets.")
+        return int(found.offset)
 
     # Topics
 
@@ -305,6 +333,7 @@ class Admin:
     def _asking(self) -> AdminClient:
         if self._client is None:
             self._client = AdminClient(self._settings | {"error_cb": self._on_error})
+            self._clients_made += 1
         self._client.poll(0)
         # What was told before is old news.
         self._login_problem, self._is_down = None, False
@@ -317,7 +346,27 @@ class Admin:
         elif problem.code() == KafkaError._ALL_BROKERS_DOWN:
             self._is_down = True
         else:
-            self._why_down = problem.str()
+            self._why_down = connection_words(problem, self._settings)
+
+    async def _asked(self, ask: _Question, what: str) -> Any:
+        """The answer to a question that changes nothing: asked again if there is none."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._wait_s
+        while not self._is_closed:
+            wait_s = min(ATTEMPT_S, max(until - loop.time(), LOOK_S))
+            asked = ask(self._asking(), wait_s)
+            # No name for the client here: who lets go of it lets go of the last reference.
+            number, began = self._clients_made, loop.time()
+            try:
+                return await self._answer(asked, what, wait_s=wait_s)
+            except Unreachable:
+                is_given_up = self._client is None or self._clients_made != number
+                is_stale = is_given_up or loop.time() - began >= wait_s
+                if self._is_down or not is_stale or loop.time() >= until:
+                    raise
+                if not is_given_up:
+                    self._let_go()
+        raise Unreachable("The client is closed.")
 
     async def _done_by_admin(
         self, asked: "concurrent.futures.Future[Any]", what: str, *harmless: int
@@ -329,9 +378,15 @@ class Admin:
             raise type(refused)(f"{refused.reason} That takes an admin.") from None
 
     async def _answer(
-        self, asked: "concurrent.futures.Future[Any]", what: str, *harmless: int
+        self,
+        asked: "concurrent.futures.Future[Any]",
+        what: str,
+        *harmless: int,
+        wait_s: float | None = None,
     ) -> Any:
-        """What a request brings; ``None`` for an error with one of the harmless codes."""
+        """What a request brings; ``None`` for an error with one of the harmless codes. It is waited
+        for ``wait_s``, or else ``answer_s_max``.
+        """
         loop = asyncio.get_running_loop()
         answered = loop.create_future()
         asked.add_done_callback(lambda done: _tell(loop, answered))
@@ -339,7 +394,7 @@ class Admin:
         while not answered.done():
             await asyncio.wait([answered], timeout=LOOK_S)
             if not answered.done():
-                self._check(loop.time() - began, what)
+                self._check(loop.time() - began, self._wait_s if wait_s is None else wait_s, what)
         try:
             return asked.result()
         except KafkaException as problem:
@@ -351,7 +406,7 @@ class Admin:
                 self._let_go()
             raise error_of(error, self._who, what) from None
 
-    def _check(self, waited_s: float, what: str) -> None:
+    def _check(self, waited_s: float, wait_s: float, what: str) -> None:
         """Raises if there is no use in waiting longer for an answer."""
         if self._client is not None:
             self._client.poll(0)  # calls _on_error
@@ -359,7 +414,7 @@ class Admin:
             raise self._login_problem
         if self._is_down and waited_s > DOWN_S:
             raise Unreachable(f"{self._who} could not {what}: {self._why_down or 'no broker'}.")
-        if waited_s > self._wait_s:
+        if waited_s > wait_s:
             raise Unreachable(f"{self._who} could not {what}: no answer in {self._wait_s:g} s.")
 
     async def _until(self, holds: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -6,6 +6,7 @@ Importing it starts none.
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from divandb.config import KAFKA, BoardAccess
 
 POLL_S = 0.25
 """A thread that waits for librdkafka notices so late that it is to end."""
+CERTIFICATE = "ssl.certificate.location"
 IDLE_S = 5.0
 """So often what librdkafka has to tell is heard while nothing is under way."""
 BATCH_OVERHEAD_BYTES = 1024
@@ -87,9 +89,19 @@ def common(access: BoardAccess, bounds: KafkaBounds) -> dict[str, Any]:
 def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> dict[str, Any]:
     found = {"ssl.ca.location": "probe" if ca is None else str(ca)}
     if certificate is not None:
-        found["ssl.certificate.location"] = str(certificate)
+        found[CERTIFICATE] = str(certificate)
         found["ssl.key.location"] = str(key or certificate)
     return found
+
+
+def connection_words(problem: KafkaError, settings: Mapping[str, Any]) -> str:
+    """Why there is no connection; a broker that asks for a certificate only says that it was shown
+    a bad one.
+    """
+    words = str(problem.str())
+    if CERTIFICATE not in settings and "alert" in words and "certificate" in words:
+        return f"{words}, and no certificate is configured"
+    return words
 
 
 _REFUSED = {

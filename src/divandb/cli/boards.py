@@ -30,6 +30,15 @@ def given(data: Path, url: str) -> tuple[BoardAccess, TopicSettings]:
     return kafka_given(url, localkafka.around(data, url, os.environ))
 
 
+def check_admin(data: Path, url: str) -> None:
+    """Raises ``ConfigFileError`` if rights on the boards cannot be changed from here, for want of
+    an admin.
+    """
+    admin, _ = given(data, url)
+    if admin.kafka.has_principals and not admin.principal:
+        raise ConfigFileError("it takes an admin: set DIVANDB_BOARD_ADMIN_SECRET")
+
+
 def set_up(data: Path, url: str, *, is_new: bool) -> None:
     """Have the boards at ``url`` ready for the nodes that the folder names.
 

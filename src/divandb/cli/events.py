@@ -287,9 +287,7 @@ def _change(
     """Remember the readers, and have the boards know. ``changed``: who is new, or gone."""
     board = board_of(record)
     if board is None:
-        admin, _ = boards.given(data, record.board)
-        if admin.kafka.has_principals and not admin.principal:
-            raise ConfigFileError("it takes an admin: set DIVANDB_BOARD_ADMIN_SECRET")
+        boards.check_admin(data, record.board)
     datadir.write_readers(data, readers)
     if board is not None:
         tell(board, signal.SIGHUP)

@@ -48,6 +48,7 @@ def remove(node: str, data: Path, url: str | None, force: bool) -> None:
         else:
             with alone(data):
                 _check_served(data, node)
+                _check_rights(data)
                 _ask(nodes, node, force, authorization_of(data, None))
                 _take_out(data, node)
             _await_end(data, node)
@@ -64,6 +65,13 @@ def _check_served(data: Path, name: str) -> None:
     serving = {spec.name for spec in known if spec.serves_clients}
     if serving == {name}:
         raise ValueError(f"{name} is the only node that serves clients here")
+
+
+def _check_rights(data: Path) -> None:
+    """It must be possible to take them from it."""
+    cluster = running(data)
+    if cluster.board and board_of(cluster) is None:
+        boards.check_admin(data, cluster.board)
 
 
 def _ask(
@@ -87,12 +95,13 @@ def _take_out(data: Path, name: str) -> None:
         return
     datadir.write_removed(data, [*datadir.read_removed(data), name])
     datadir.write_members(data, [one for one in members if one.name != name])
+    # At once, for it ends by itself as soon as it hears of it, and must not be started again.
+    os.kill(cluster.pid, signal.SIGUSR1)
     board = board_of(cluster)
     if board is not None:
         tell(board, signal.SIGHUP)
     else:
         boards.set_up(data, cluster.board, is_new=False)
-    os.kill(cluster.pid, signal.SIGUSR1)
 
 
 def _await_end(data: Path, name: str) -> None:
